@@ -1,0 +1,90 @@
+"""The channel between the launcher and the guest's first process.
+
+A Unix stream socket pair. Messages are lines: a word of the plan's Tell
+("mapped", "ready"), ``terminal`` together with the master's descriptor, or
+``error`` and a JSON object, after which the sender ends. The first process's
+end closes when its program runs; if execve(2) failed, the trampoline writes the
+errno as four bytes first.
+"""
+
+from __future__ import annotations
+
+import _socket
+
+from nestrt import jsontext
+from nestrt.errors import NestrtError
+from nestrt.kernel import terminal
+
+ERROR = "error "
+TERMINAL = "terminal"
+
+
+class Gone(Exception):
+    """The other process ended before it said what was waited for."""
+
+
+class Channel:
+    """One end. *master* is the terminal's descriptor once it has come."""
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self.sock = sock
+        self.master: int | None = None
+
+    @property
+    def fd(self) -> int:
+        return self.sock.fileno()
+
+    def tell(self, word: str) -> None:
+        try:
+            self.sock.send(word.encode() + b"\n", _socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise Gone(word) from error
+
+    def tell_error(self, error: NestrtError) -> None:
+        body = {k: getattr(error, k) for k in ("operation", "obj", "reason", "remedy", "status")}
+        self.tell(ERROR + jsontext.dumps(body))
+
+    def tell_terminal(self, master: int) -> None:
+        self.tell(TERMINAL)
+        terminal.send_fd(self.fd, master)
+
+    def wait(self, word: str) -> None:
+        """Wait for *word*; raises the other side's error, or Gone."""
+        while True:
+            line = self._line()
+            if line == word:
+                return
+            if line.startswith(ERROR):
+                raise received(jsontext.loads(line[len(ERROR) :]))
+            if line != TERMINAL:
+                raise Gone(f"{line!r} came instead of {word!r}")
+            self.master = terminal.recv_fd(self.fd)
+
+    def last_words(self) -> bytes:
+        """All that comes until the other end closes: nothing if the program runs, else its errno."""
+        words = b""
+        while chunk := self.sock.recv(4096):
+            words += chunk
+        return words
+
+    def _line(self) -> str:
+        # Byte by byte: a larger read could run into the byte that carries the descriptor, and lose it.
+        line = b""
+        while (byte := self.sock.recv(1)) != b"\n":
+            if not byte:
+                raise Gone("end of file")
+            line += byte
+        return line.decode()
+
+
+def pair() -> tuple[Channel, Channel]:
+    """Two connected channels, close-on-exec."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    return Channel(ours), Channel(theirs)
+
+
+def received(body: dict[str, object]) -> NestrtError:
+    """The error that the other process told."""
+    error = NestrtError(str(body["operation"]), str(body["obj"]), str(body["reason"]), str(body["remedy"]))
+    error.status = int(str(body["status"]))
+    return error

@@ -1,0 +1,163 @@
+"""End a guest and remove all that belongs to it: the one way back, for a failed launch, ``delete`` and ``gc``.
+
+Everything is derived from the guest's name and parent group, so it works after
+a kill at any point, as often as wanted, and whatever part is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+
+from nestrt import jsontext
+from nestrt.errors import KernelError, StateError
+from nestrt.kernel import cgroup
+from nestrt.plan.facts import Hierarchy
+from nestrt.plan.request import PARENT, STATE_DIR, state_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable
+else:
+    import _signal  # signal.py imports enum
+
+PATIENCE = 10.0  # seconds that a killed guest may take to let go of its groups
+STATE_LIMIT = 65536
+
+
+def locked(name: str) -> bool:
+    """Whether the guest's launcher lives: it holds the lock of the state file while it starts the guest or waits for it."""
+    try:
+        fd = os.open(state_file(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def names() -> list[str]:
+    """The names of all guests that have a state file here."""
+    try:
+        return sorted(os.listdir(f"{STATE_DIR}/guests"))
+    except FileNotFoundError:
+        return []
+
+
+def read_mark(hierarchy: Hierarchy, group: str) -> dict[str, object]:
+    """The mark of a limit group, {} if it has none that can be read."""
+    for attribute in ("trusted.nestrt", "user.nestrt"):
+        try:
+            value = jsontext.loads(os.getxattr(hierarchy.path(group), attribute).decode())
+        except (OSError, ValueError):
+            continue
+        if isinstance(value, dict):
+            return value
+    return {}
+
+
+def living(hierarchies: tuple[Hierarchy, ...], group: str) -> list[int]:
+    """The pids in *group* and below, in any hierarchy."""
+    found: set[int] = set()
+    for hierarchy in hierarchies:
+        path = hierarchy.path(group)
+        for directory in (path, *cgroup.below(path)):
+            found.update(cgroup.processes(directory))
+    return sorted(found)
+
+
+def _thaw(path: str) -> None:
+    """v1: thaw a freezer group and everything below it, from the top: a frozen process cannot die (runc#2105)."""
+    for directory in (path, *reversed(cgroup.below(path))):
+        try:
+            cgroup.write(directory + "/freezer.state", "THAWED")
+        except OSError:
+            continue
+
+
+def kill(hierarchies: tuple[Hierarchy, ...], group: str) -> None:
+    """Kill every process in *group* and below and wait until it is gone. Raises StateError after PATIENCE seconds."""
+    deadline = time.monotonic() + PATIENCE
+    while pids := living(hierarchies, group):
+        for hierarchy in hierarchies:
+            if hierarchy.version == 2:
+                try:
+                    # cgroup.kill (Linux 5.14) also reaches what forks meanwhile, and the frozen.
+                    cgroup.write(hierarchy.path(group, "cgroup.kill"), "1")
+                except OSError:
+                    pass
+            elif "freezer" in hierarchy.controllers:
+                _thaw(hierarchy.path(group))
+        for pid in pids:
+            if pid:
+                try:
+                    os.kill(pid, _signal.SIGKILL)
+                except OSError:
+                    pass
+        if time.monotonic() > deadline:
+            raise StateError("end", f"group {group}", f"{len(pids)} processes do not end ({pids[:3]}…)", "see what they wait for: cat /proc/PID/stack")
+        time.sleep(0.002)
+
+
+def _remove_groups(hierarchy: Hierarchy, group: str, deadline: float) -> None:
+    """Remove *group* with all below it; a group stays busy for a moment after its last process has gone."""
+    path = hierarchy.path(group)
+    while os.path.isdir(path):
+        for directory in (*cgroup.below(path), path):
+            try:
+                os.rmdir(directory)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY) or time.monotonic() > deadline:
+                    raise KernelError("remove group", directory, error.errno or 0, "end the processes in it") from error
+                time.sleep(0.002)
+                break
+
+
+def _unreserve(name: str) -> None:
+    """Give back the guest's ids."""
+    directory = f"{STATE_DIR}/ids"
+    try:
+        links = os.listdir(directory)
+    except FileNotFoundError:
+        return
+    for link in links:
+        try:
+            if os.readlink(f"{directory}/{link}") == name:
+                os.unlink(f"{directory}/{link}")
+        except OSError:
+            continue
+
+
+def remove(
+    name: str, hierarchies: tuple[Hierarchy, ...], disconnect: Callable[[str], object] | None = None
+) -> None:
+    """Kill what lives of guest *name*, remove its groups at all levels, its ids, its network and its state file.
+
+    Whoever calls owns the guest's lock, or has found it free. Raises StateError and
+    KernelError; what is left then is left whole enough for another try.
+    """
+    group = f"{PARENT}/{name}"
+    kill(hierarchies, group)
+    deadline = time.monotonic() + PATIENCE
+    for hierarchy in hierarchies:
+        _remove_groups(hierarchy, group, deadline)
+        try:
+            os.rmdir(hierarchy.path(PARENT))
+        except OSError:
+            pass  # other guests are there, or the next one just came
+    if disconnect:
+        disconnect(name)
+    _unreserve(name)
+    try:
+        os.unlink(state_file(name))
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,64 @@
+"""What the commands that look at guests have in common: the walk, and writing what was seen."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from nestrt.errors import HostError
+from nestrt.host.render import ASCII, GLYPHS
+from nestrt.host.sight import Sight
+from nestrt.host.walk import walk
+from nestrt.probe.facts import read_hierarchies
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def look() -> Sight:
+    """Walk this level's groups. Says on standard error what cannot be seen. Raises HostError without cgroups."""
+    sight = Sight(walk(read_hierarchies()))
+    if sight.view.level == 0 and os.geteuid() != 0:
+        note = "nestrt: the host's marks (trusted.nestrt) are for root to read: less is known of each guest; run it as root"
+        print(note, file=sys.stderr)
+    return sight
+
+
+def on_terminal() -> bool:
+    """Whether standard output is a terminal."""
+    return sys.stdout.isatty()
+
+
+def width() -> int | None:
+    """The columns of the terminal; None where output is not one, or does not know."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None if on_terminal() else None
+    except OSError:
+        return None
+
+
+def glyphs() -> tuple[str, str, str, str]:
+    """Lines of a tree that standard output can encode."""
+    return GLYPHS if (sys.stdout.encoding or "").lower().replace("-", "") == "utf8" else ASCII
+
+
+def write(lines: Iterable[str]) -> int:
+    """Write *lines* to standard output; 0. A reader who has gone away (``| head``) is no error."""
+    text = "".join(line + "\n" for line in lines)
+    try:
+        sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise HostError("write to", "standard output", error.strerror or "it failed") from error
+    return 0
+
+
+def write_json(value: object) -> int:
+    """Write *value* as JSON, indented, all of it ASCII: what guests wrote cannot reach the terminal."""
+    import json
+
+    return write([json.dumps(value, indent=2)])

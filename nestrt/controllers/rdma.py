@@ -1,0 +1,22 @@
+"""rdma: handles and objects of RDMA devices. Documentation/admin-guide/cgroup-v1/rdma.rst, cgroup-v2.rst."""
+
+from __future__ import annotations
+
+from nestrt.controllers.base import Controller, File, Setting, limit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nestrt.level.limits import Limits
+
+FILES = (
+    limit("rdma.max", "max", "keys", "min"),  # "mlx4_0 hca_handle=2 hca_object=max"
+    File("rdma.current", "current", "keys"),
+)
+
+
+def settings(limits: Limits, version: int) -> tuple[Setting, ...]:
+    """One line for each device, alike in v1 and v2."""
+    return tuple(Setting("rdma.max", f"{device} {words}") for device, words in limits.rdma)
+
+
+CONTROLLER = Controller("rdma", "rdma", FILES, FILES, settings, "", ("current", "max"))

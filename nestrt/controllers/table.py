@@ -1,0 +1,155 @@
+"""All controllers, found by the names that the kernel gives.
+
+Nothing here is assumed to exist: callers pass the controllers that a hierarchy
+has, and the file names that a group's directory lists.
+"""
+
+from __future__ import annotations
+
+from nestrt.controllers import (
+    cpu,
+    cpuacct,
+    cpuset,
+    devices,
+    freezer,
+    hugetlb,
+    io,
+    memory,
+    misc,
+    net_cls,
+    net_prio,
+    perf_event,
+    pids,
+    rdma,
+)
+from nestrt.controllers.base import Controller, File, Setting, limit, own
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nestrt.level.limits import Limits
+
+CONTROLLERS: tuple[Controller, ...] = (
+    cpuset.CONTROLLER,
+    cpu.CONTROLLER,
+    cpuacct.CONTROLLER,
+    memory.CONTROLLER,
+    pids.CONTROLLER,
+    io.CONTROLLER,
+    devices.CONTROLLER,
+    freezer.CONTROLLER,
+    hugetlb.CONTROLLER,
+    net_cls.CONTROLLER,
+    net_prio.CONTROLLER,
+    perf_event.CONTROLLER,
+    rdma.CONTROLLER,
+    misc.CONTROLLER,
+)
+_BY_NAME = {name: item for item in CONTROLLERS for name in (item.name, item.v1_name)}
+
+# What every group has, whatever its controllers: cgroup-v2.rst, "Core Interface Files", and
+# cgroup-v1/cgroups.rst, section 1.6. v1 has no caps on the number and depth of groups.
+CORE_V2: tuple[File, ...] = (
+    limit("cgroup.max.depth", "max_depth", "count", "min"),
+    limit("cgroup.max.descendants", "max_groups", "count", "min"),
+    own("cgroup.procs", "processes", "keys"),
+    own("cgroup.threads", "threads", "keys"),
+    own("cgroup.subtree_control", "enabled", "keys"),
+    own("cgroup.type", "type", "word"),
+    own("cgroup.freeze", "freeze", "bool"),
+    own("cgroup.kill", "kill", "bool"),
+    own("cgroup.pressure", "pressure_enabled", "bool"),
+    File("cgroup.controllers", "controllers", "keys"),
+    File("cgroup.events", "events", "keys"),
+    File("cgroup.stat", "stat", "keys"),
+)
+CORE_V1: tuple[File, ...] = (
+    own("cgroup.procs", "processes", "keys"),
+    own("tasks", "threads", "keys"),
+    own("cgroup.clone_children", "clone_children", "bool"),
+    own("notify_on_release", "notify", "bool"),
+)
+
+
+def canonical(name: str) -> str:
+    """A controller's v2 name: ``io`` for ``blkio``; every other name as it is."""
+    found = _BY_NAME.get(name)
+    return found.name if found else name
+
+
+def by_name(name: str) -> Controller:
+    """The controller called *name* in v1 or v2.
+
+    One that is not known here, being newer, gets a Controller without settings:
+    its groups are made, the guest sees it, and NAME.max is locked if it is there.
+    """
+    found = _BY_NAME.get(name)
+    if found is not None:
+        return found
+    files = (limit(f"{name}.max", "max", "keys"), limit(f"{name}.*.max", "max_each", "keys"))
+    return Controller(name, name, files, files)
+
+
+def for_hierarchy(controllers: Iterable[str], version: int) -> tuple[Controller, ...]:
+    """The Controllers for the kernel's names that a hierarchy has, in this table's order, unknown ones last.
+
+    v2's core ones (devices, freezer, cpuacct, perf_event), which the kernel does
+    not name there, are not among them: core_controllers().
+    """
+    found = {canonical(name): by_name(name) for name in controllers}
+    known = [item for item in CONTROLLERS if item.name in found]
+    return (*known, *(item for name, item in found.items() if name not in _BY_NAME))
+
+
+def core_controllers() -> tuple[Controller, ...]:
+    """What every v2 tree does without naming it in cgroup.controllers."""
+    return tuple(item for item in CONTROLLERS if item.core)
+
+
+def settings_for(limits: Limits, controllers: Iterable[str], version: int) -> tuple[Setting, ...]:
+    """Every write, in order, that puts *limits* on a group of a hierarchy with these *controllers*.
+
+    Raises InputError where a controller cannot express them (swap without memory on v1).
+    """
+    found: list[Setting] = []
+    for item in for_hierarchy(controllers, version):
+        found += item.settings(limits, version)
+    return tuple(found)
+
+
+def limit_files(version: int, controllers: Iterable[str]) -> tuple[str, ...]:
+    """Names to lock in the guest root of a hierarchy with these *controllers*; some are patterns: expand()."""
+    core = CORE_V2 if version == 2 else CORE_V1
+    files = [*core, *(file for item in for_hierarchy(controllers, version) for file in item.files(version))]
+    return tuple(file.name for file in files if file.limit)
+
+
+def expand(names: Iterable[str], listing: Iterable[str]) -> tuple[str, ...]:
+    """Those of the directory *listing* that one of *names* means, in the listing's order.
+
+    A ``*`` stands for one part between dots: "hugetlb.*.max" is hugetlb.2MB.max, not hugetlb.2MB.rsvd.max.
+    """
+    plain: set[str] = set()
+    patterns: list[list[str]] = []
+    for name in names:
+        if "*" in name:
+            patterns.append(name.split("."))
+        else:
+            plain.add(name)
+    return tuple(name for name in listing if name in plain or any(_means(parts, name) for parts in patterns))
+
+
+def _means(pattern: list[str], name: str) -> bool:
+    parts = name.split(".")
+    return len(parts) == len(pattern) and all(
+        mine in ("*", theirs) for mine, theirs in zip(pattern, parts, strict=True)
+    )
+
+
+def variable_part(pattern: str, name: str) -> str:
+    """What stands for the ``*`` of *pattern* in *name*: "2MB" for "hugetlb.*.max" and "hugetlb.2MB.max"; "" if none."""
+    wanted = pattern.split(".")
+    if "*" not in wanted or not _means(wanted, name):
+        return ""
+    return name.split(".")[wanted.index("*")]

@@ -1,0 +1,137 @@
+"""The text of ``nestrt show``: one guest, in sections."""
+
+from __future__ import annotations
+
+from nestrt.host.marks import escape
+from nestrt.host.render import amount, moment, table
+from nestrt.host.sight import Sight, count_groups
+from nestrt.host.walk import Guest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def _pairs(values: dict[str, Any] | None) -> str:
+    """A decoded object as KEY VALUE, KEY VALUE: short, escaped."""
+    parts = []
+    for key, value in (values or {}).items():
+        if isinstance(value, list):
+            value = " ".join(str(item) for item in value)
+        elif isinstance(value, dict):
+            value = " ".join(f"{inner}={item}" for inner, item in value.items())
+        parts.append(f"{key} {value}")
+    return escape(", ".join(parts)) or "-"
+
+
+def _identity(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
+    """What can be seen of the guest, whoever marked it."""
+    caps = sight.caps(guest)
+    limits = [f"at most {caps['groups']}"] if (caps["groups"] or -1) >= 0 else []
+    limits += [f"{caps['depth']} deep"] if (caps["depth"] or -1) >= 0 else []
+    pid, time = sight.pid(guest), sight.cpu_time(guest)
+    rows: list[tuple[str, ...]] = [
+        ("level", str(guest.level)),
+        ("state", sight.state(guest)),
+        ("pid", str(pid) if pid > 0 else "-"),
+        ("limit group", escape(guest.path)),
+        ("owner", f"uid {guest.owner}"),
+        ("groups", ", ".join([str(count_groups(guest)), *limits])),
+        ("guests", escape(" ".join(inner.name for inner in guest.guests)) or "-"),
+        ("CPU time", "-" if time is None else f"{time / 1e6:.3f} s"),
+    ]
+    if guest.unread:
+        rows.append(("not read", escape("below " + ", ".join(guest.unread[:4])) + (" …" if guest.unread[4:] else "")))
+    return rows
+
+
+def _marked(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
+    """What the mark and the stamp say."""
+    mark = guest.mark
+    ids = ", ".join(f"{inside} is {outside} outside, {count} of them" for inside, outside, count in mark.ids)
+    top = f", guests down to level {mark.max_level}" if mark.max_level >= 0 else ""
+    rows: list[tuple[str, ...]] = [
+        ("name", mark.name or "-"),
+        ("id", escape(mark.id) or "-"),
+        ("created", moment(mark.created)),
+        ("rootfs", escape(mark.rootfs) or "-"),
+        ("command", escape(" ".join(mark.command)) or "-"),
+        ("policy", (escape(mark.policy) or "-") + top + ("" if mark.virtualize else ", not virtualized")),
+        ("user ids", ids or "those of the launching level"),
+        ("view", _pairs(mark.view)),
+        ("limits asked", _pairs(mark.limits)),
+        ("net", _pairs(mark.net)),
+        ("removed at end", "yes" if mark.rm else "no"),
+        ("stamp", _pairs(sight.stamp(guest))),
+    ]
+    return rows + [("problem", escape(problem)) for problem in mark.problems]
+
+
+def _limits(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
+    names = {other.path: other.name for other in sight.view.everyone()}
+    rows: list[tuple[str, ...]] = [("KEY", "LIMIT", "EFFECTIVE", "USAGE", "BINDS")]
+    for limit in sight.limits(guest.path, guest.hierarchies):
+        if isinstance(limit.binds, dict):
+            binds = " ".join(sorted({names.get(path, path) for path in limit.binds.values() if path}))
+        else:
+            binds = names.get(limit.binds, limit.binds)
+        rows.append(
+            (
+                limit.key,
+                amount(limit, limit.limit),
+                amount(limit, limit.effective),
+                amount(limit, limit.usage),
+                escape(binds) or "-",
+            )
+        )
+    return rows
+
+
+def _devices(sight: Sight, guest: Guest) -> list[str]:
+    devices = sight.devices(guest)
+    lines = [escape(rule) for rule in devices.rules]
+    for label, programs in (("", devices.programs), ("of groups around it: ", devices.inherited)):
+        if programs:
+            lines.append(f"{label}device programs {' '.join(str(number) for number in programs)}")
+    return lines
+
+
+def _processes(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("PID", "GUEST PID", "UID", "GUEST UID", "GROUP", "COMMAND")]
+    for process in sight.processes(guest):
+        group = process.group.removeprefix(guest.root) or "/"
+        numbers = (process.pid, process.guest_pid, process.uid, process.guest_uid)
+        known = ["?" if number < 0 or not process.pid else str(number) for number in numbers]
+        rows.append((*known, escape(group), escape(process.command)))
+        rows += [("", "", "", "", escape(f"{hierarchy or 'v2'}:{path}"), "") for hierarchy, path in process.elsewhere]
+    return rows
+
+
+def _section(title: str, lines: list[str]) -> list[str]:
+    return [title, *("  " + line for line in lines)] if lines else []
+
+
+def details(sight: Sight, guest: Guest) -> list[str]:
+    """The lines of ``nestrt show``: what is seen, what was marked, limits, groups, processes, devices."""
+    said = "marked" if not guest.claim else f"claims: {guest.mark.attribute}, made inside a guest or by another user"
+    groups = [("GROUP", "HIERARCHIES")]
+    for group in guest.groups:
+        path = group.path.removeprefix(guest.root + "/") if group.path != guest.root else "/"
+        where = "all" if group.hierarchies == guest.hierarchies else " ".join(h or "v2" for h in group.hierarchies)
+        groups.append((escape(path), where))
+    directories = [
+        (hierarchy.name or "v2", escape(hierarchy.path(guest.path)))
+        for hierarchy in sight.view.hierarchies
+        if hierarchy.name in guest.hierarchies
+    ]
+    limits, processes = _limits(sight, guest), _processes(sight, guest)
+    return [
+        escape(guest.name),
+        *("  " + line for line in table(_identity(sight, guest))),
+        *_section(said, table(_marked(sight, guest))),
+        *_section("limits", table(limits) if len(limits) > 1 else []),
+        *_section("directories", table(list(directories)) if directories else []),
+        *_section("groups", table(list(groups)) if len(groups) > 1 else []),
+        *_section("processes", table(processes) if len(processes) > 1 else []),
+        *_section("devices", _devices(sight, guest)),
+    ]

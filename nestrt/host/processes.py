@@ -1,0 +1,189 @@
+"""The processes of guests: host pid, guest pid, user, command, and the group they are in.
+
+Sources: proc_pid_status(5) (NSpid, Uid), proc_pid_cmdline(5), proc_pid_stat(5),
+user_namespaces(7); Documentation/admin-guide/cgroup-v2.rst, cgroup.procs.
+A process may end at any moment: then it is left out.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nestrt.host.walk import LONGEST_PATH, Guest, View, open_deep
+from nestrt.record import record
+
+LONGEST_COMMAND = 4096
+LONGEST_FILE = 1 << 22  # of cgroup.procs: half a million pids
+
+
+@record
+class Process:
+    """A process in a group of a guest.
+
+    *pid* is its number for whoever looks, 0 if it is outside the looker's pid namespace; then nothing else
+    is known. *pids* are its numbers in every pid namespace from the looker's inwards (NSpid), *guest_pid* the
+    one in its guest's, -1 if unknown. *uid* and *guest_uid* are its real user outside and inside.
+    *group* is the path of its group in the first hierarchy that shows it below the guest,
+    *elsewhere* (hierarchy name, path) those where it is in another one.
+    *start* is in clock ticks since boot.
+    """
+
+    pid: int
+    pids: tuple[int, ...]
+    guest_pid: int
+    uid: int
+    guest_uid: int
+    start: int
+    command: str
+    group: str
+    elsewhere: tuple[tuple[str, str], ...] = ()
+
+
+def read_text(path: str, limit: int = 65536) -> str:
+    """At most *limit* bytes of a file of any path length. OSError (ENOENT and ENODEV: the group is gone)."""
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    fd = os.open(path, flags) if len(path) <= LONGEST_PATH else open_deep(path, flags)
+    try:
+        data = b""
+        while len(data) < limit and (chunk := os.read(fd, min(65536, limit - len(data)))):
+            data += chunk
+    finally:
+        os.close(fd)
+    return data.decode("utf-8", "surrogateescape")
+
+
+def pids_in(directory: str) -> list[int]:
+    """The pids in cgroup.procs; [] if the group is gone, not readable, or threaded (v2 says EOPNOTSUPP)."""
+    try:
+        return [int(pid) for pid in read_text(directory + "/cgroup.procs", LONGEST_FILE).split()]
+    except (OSError, ValueError):
+        return []
+
+
+def start_time(pid: int) -> int:
+    """When *pid* was started, in clock ticks since boot (field 22 of /proc/PID/stat), -1 if it is gone.
+
+    With its pid this names a process for as long as the machine runs. The comm field can
+    contain spaces and parentheses, so fields are counted from the last ")".
+    """
+    try:
+        return int(read_text(f"/proc/{pid}/stat", 4096).rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return -1
+
+
+def is_running(guest: Guest, view: View) -> bool:
+    """Whether any process is in the guest's groups, or in those of its guests, in any hierarchy."""
+    for hierarchy in view.hierarchies:
+        if hierarchy.version == 2 and hierarchy.name in guest.hierarchies:
+            try:
+                if "populated 1" in read_text(hierarchy.path(guest.path, "cgroup.events")):
+                    return True
+            except OSError:
+                continue
+    # cgroup.events covers the whole subtree of the v2 tree; v1 has nothing like it.
+    for hierarchy in view.hierarchies:
+        if hierarchy.version == 1:
+            for inner in guest.everyone():
+                paths = [inner.path] if hierarchy.name in inner.hierarchies else []
+                paths += [group.path for group in inner.groups if hierarchy.name in group.hierarchies]
+                if any(pids_in(hierarchy.path(path)) for path in paths):
+                    return True
+    return False
+
+
+def first_process(guest: Guest, found: list[Process]) -> int:
+    """The pid, for whoever looks, of the guest's first process; -1 if it has ended or is not known.
+
+    The host's mark has the host's pid. A claim has the pid of the level that
+    launched, so it is looked for among the processes that really are in the guest's groups. The start time has
+    to be the same in both, and is, unless that level is in a time namespace.
+    """
+    mark = guest.mark
+    if mark.pid <= 0:
+        return -1
+    if not guest.claim:
+        return mark.pid if start_time(mark.pid) == mark.start else -1
+    for process in found:
+        if process.start == mark.start and mark.pid in process.pids:
+            return process.pid
+    return -1
+
+
+def _status(pid: int) -> dict[str, str]:
+    rows = (line.partition(":") for line in read_text(f"/proc/{pid}/status").splitlines())
+    return {key: value.strip() for key, _, value in rows if key in ("Name", "Uid", "NSpid")}
+
+
+def _command(pid: int, name: str) -> str:
+    text = read_text(f"/proc/{pid}/cmdline", LONGEST_COMMAND).rstrip("\0").replace("\0", " ")
+    return text or f"[{name}]"
+
+
+class _Users:
+    """Translates uids into the process's own user namespace; reads each namespace's map once."""
+
+    def __init__(self) -> None:
+        self.maps: dict[str, list[tuple[int, int, int]]] = {}
+
+    def inside(self, pid: int, uid: int) -> int:
+        """*uid* as the process itself sees it, -1 if it cannot be known."""
+        try:
+            namespace = os.readlink(f"/proc/{pid}/ns/user")
+            if namespace not in self.maps:
+                rows = [line.split() for line in read_text(f"/proc/{pid}/uid_map").splitlines()]
+                self.maps[namespace] = [(int(a), int(b), int(c)) for a, b, c in rows]
+        except (OSError, ValueError):
+            return -1
+        for inside, outside, count in self.maps[namespace]:
+            if outside <= uid < outside + count:
+                return inside + uid - outside
+        return -1
+
+
+def _describe(pid: int, users: _Users) -> Process | None:
+    """*pid* without its groups; None if it has ended."""
+    if pid <= 0:
+        return Process(0, (), -1, -1, -1, -1, "", "")
+    try:
+        status = _status(pid)
+        uid = int(status["Uid"].split()[0])
+        pids = tuple(int(number) for number in status.get("NSpid", str(pid)).split())
+        command = _command(pid, status.get("Name", "?"))
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    return Process(pid, pids, -1, uid, users.inside(pid, uid), start_time(pid), command, "")
+
+
+def processes(guest: Guest, view: View) -> list[Process]:
+    """The processes in the guest's own groups, by group and pid, without those of its guests.
+
+    Every hierarchy is looked at: on v1 a process can be in the guest's groups in some, and elsewhere in others.
+    The pid in the guest is the entry of NSpid at the depth of the guest's first
+    process, or, where that is not known, at the number of levels below the looker.
+    """
+    groups: dict[int, list[tuple[str, str]]] = {}
+    outside: list[str] = []
+    for hierarchy in view.hierarchies:
+        paths = [guest.path] if hierarchy.name in guest.hierarchies else []
+        paths += [group.path for group in guest.groups if hierarchy.name in group.hierarchies]
+        for path in paths:
+            for pid in pids_in(hierarchy.path(path)):
+                if pid:
+                    groups.setdefault(pid, []).append((hierarchy.name, path))
+                elif path not in outside:
+                    outside.append(path)
+    users = _Users()
+    found = []
+    for pid, where in groups.items():
+        process = _describe(pid, users)
+        if process:
+            process.group = where[0][1]
+            process.elsewhere = tuple((name, path) for name, path in where if path != process.group)
+            found.append(process)
+    first = first_process(guest, found)
+    depth = next((len(p.pids) - 1 for p in found if p.pid == first), guest.level - view.level)
+    for process in found:
+        process.guest_pid = process.pids[min(depth, len(process.pids) - 1)]
+    found += [Process(0, (), -1, -1, -1, -1, "", path) for path in outside]
+    return sorted(found, key=lambda p: (p.group.split("/"), p.pid))

@@ -1,0 +1,88 @@
+"""clone3(2), unshare(2), setns(2), id maps.
+
+Sources: clone(2), user_namespaces(7), cgroup_namespaces(7), include/uapi/linux/sched.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from nestrt.kernel.libc import SYS_clone3, check, libc, syscall
+
+CLONE_NEWTIME = 0x80
+CLONE_NEWNS = 0x20000
+CLONE_NEWCGROUP = 0x2000000
+CLONE_NEWUTS = 0x4000000
+CLONE_NEWIPC = 0x8000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_PIDFD = 0x1000
+SIGCHLD = 17
+
+
+class _CloneArgs(ctypes.Structure):
+    """struct clone_args (include/uapi/linux/sched.h), the first 88 bytes: CLONE_ARGS_SIZE_VER2."""
+
+    _fields_ = [
+        (n, ctypes.c_uint64)
+        for n in (
+            "flags",
+            "pidfd",
+            "child_tid",
+            "parent_tid",
+            "exit_signal",
+            "stack",
+            "stack_size",
+            "tls",
+            "set_tid",
+            "set_tid_size",
+            "cgroup",
+        )
+    ]
+
+
+def clone(flags: int) -> tuple[int, int]:
+    """Fork into new namespaces: (pid, pidfd) in the parent, (0, -1) in the child.
+
+    One clone3(2) puts the child into all of them at once and makes it a direct
+    child of the caller, which two forks would not. The interpreter goes on in
+    the child as after fork(2): the caller must have one thread only.
+    Raises OSError: EPERM, ENOSPC (a namespace limit of /proc/sys/user), EINVAL, ENOMEM.
+    """
+    pidfd = ctypes.c_int(-1)
+    args = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=SIGCHLD)
+    pid = syscall(SYS_clone3, ctypes.byref(args), ctypes.sizeof(args))
+    return (pid, pidfd.value) if pid else (0, -1)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2). OSError: EPERM, ENOSPC, EINVAL."""
+    check(libc.unshare(flags))
+
+
+def setns(fd: int, nstype: int = 0) -> None:
+    """setns(2)."""
+    check(libc.setns(fd, nstype))
+
+
+def write_id_map(pid: int, kind: str, ranges: tuple[tuple[int, int, int], ...]) -> None:
+    """Write /proc/PID/uid_map or gid_map (*kind*): (inside, outside, count) triples.
+
+    Raises OSError: EPERM (no CAP_SETUID over the parent namespace, ids that are
+    not mapped there), EINVAL (overlapping or too many lines).
+    """
+    text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in ranges)
+    fd = os.open(f"/proc/{pid}/{kind}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def read_id_map(kind: str, pid: str = "self") -> list[tuple[int, int, int]]:
+    """The (inside, outside, count) triples of /proc/PID/uid_map or gid_map."""
+    with open(f"/proc/{pid}/{kind}", encoding="ascii") as file:
+        rows = [line.split() for line in file]
+    return [(int(a), int(b), int(c)) for a, b, c in rows]

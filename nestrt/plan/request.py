@@ -1,0 +1,70 @@
+"""What a launch was asked for, parsed and checked in form; and where things stand by rule."""
+
+from __future__ import annotations
+
+from nestrt.level.policy import Policy
+from nestrt.record import record
+
+# Every level keeps its guests below one group of its own root.
+PARENT = "/nestrt"
+GUEST_ROOT = "guest"
+FIRST_GROUP = "init"
+STATE_DIR = "/run/nestrt"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@record
+class MountRequest:
+    """One ``--mount``: *kind* is bind or tmpfs; *options* is mount(2) data for tmpfs ("size=64M")."""
+
+    kind: str
+    source: str
+    target: str
+    read_only: bool = False
+    options: str = ""
+
+
+@record
+class Request:
+    """A guest to launch. *policy* has the limits, flags and file merged; *nodes* pairs device nodes
+    of the launching level with their places in the guest; *log* takes a detached guest's output."""
+
+    name: str
+    rootfs: str
+    command: tuple[str, ...]
+    policy: Policy
+    environment: tuple[tuple[str, str], ...] = ()
+    workdir: str = "/"
+    user: str = "0"
+    hostname: str = ""
+    mounts: tuple[MountRequest, ...] = ()
+    nodes: tuple[tuple[str, str], ...] = ()
+    read_only: bool = False
+    overlay: bool = False
+    net: str = "none"
+    terminal: bool = False
+    detach: bool = False
+    remove: bool = False
+    log: str = "/dev/null"
+
+    @property
+    def limit_group(self) -> str:
+        """The limit group's path in every hierarchy."""
+        return f"{PARENT}/{self.name}"
+
+    @property
+    def guest_root(self) -> str:
+        """The guest root's path in every hierarchy; without virtualization, the limit group itself."""
+        return f"{self.limit_group}/{GUEST_ROOT}" if self.policy.virtualize else self.limit_group
+
+    @property
+    def first_group(self) -> str:
+        """Where the first process starts."""
+        if not self.policy.virtualize or self.policy.start_in == ".":
+            return self.guest_root
+        return f"{self.guest_root}/{self.policy.start_in}"
+
+
+def state_file(name: str) -> str:
+    """The runtime's state file of a guest: its name, generation and parent group, locked by its launcher."""
+    return f"{STATE_DIR}/guests/{name}"
