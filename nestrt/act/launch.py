@@ -14,7 +14,7 @@ import os
 
 from nestrt import jsontext
 from nestrt.act import guest
-from nestrt.act.protocol import Channel, Gone, pair
+from nestrt.act.protocol import ERROR, Channel, Gone, pair, received
 from nestrt.controllers.device_program import build
 from nestrt.errors import HostError, KernelError, NestrtError, ProgramError, StateError
 from nestrt.kernel import bpf, cgroup, mount, namespaces, pidfd
@@ -78,6 +78,8 @@ class Launcher:
         words = self.channel.last_words()
         if words:
             self.wait()
+            if words.startswith(ERROR.encode()):
+                raise received(jsontext.loads(words[len(ERROR) :].decode()))
             raise program_error(self.plan.guest[-1], int.from_bytes(words[:4], "little"))
         os.close(self.channel.sock.detach())
 

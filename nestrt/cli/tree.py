@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from nestrt.cli._view import glyphs, look, on_terminal, write, write_json
+from nestrt.cli._view import glyphs, look, on_terminal, width, write, write_json
 from nestrt.host import report
 from nestrt.host.marks import escape
-from nestrt.host.render import Node, Tree, draw
+from nestrt.host.render import Node, Tree, cut, draw
 from nestrt.host.sight import find
 
 EPILOG = """
@@ -51,4 +51,5 @@ def main(argv: list[str]) -> int:
         count = sum(1 for _ in view.everyone())
         text = f"{escape(view.name)}  level {view.level}, {count} guest{'' if count == 1 else 's'}"
         nodes = [Node(text, nodes)]
-    return write(draw(nodes[0], glyphs()))
+    columns = width()
+    return write(cut(line, columns) for line in draw(nodes[0], glyphs()))

@@ -584,7 +584,8 @@ def exceeds(value: Any, have: Any, flat: bool = False) -> bool:
     if isinstance(value, frozenset):
         return not value <= have
     if isinstance(value, dict):
-        return any(have.get(d, {}).get(k, MAX) < v and (flat or v < MAX) for d, rates in value.items() for k, v in rates.items())
+        pairs = [(v, have.get(d, {}).get(k, MAX)) for d, rates in value.items() for k, v in rates.items()]
+        return any(most < v and (flat or v < MAX) for v, most in pairs)
     if isinstance(value, tuple):
         value, have = value[0] / value[1], have[0] / have[1]
     return bool(have < value < MAX)
@@ -597,11 +598,9 @@ def locked(view: View, setting: Setting) -> GuestError:
     have = view.value("/", name) if name in KEYS else None
     more = have is not None and (exceeds(value, have) or value == MAX or isinstance(value, dict))
     text = view.show(name, have if more else value) if name in KEYS else setting.text
-    present = f" ({view.show(name, have)})" if have is not None else ""
-    remedy = f"make a child group: {view.command} create {view.name or 'group'}1 {name}={text or 'VALUE'}"
-    return GuestError(
-        5, f"set {name} of group /", f"it is the limit of {guest}{present}, set by {view.set_by}", remedy
-    )
+    reason = f"it is the limit of {guest}" + (f" ({view.show(name, have)})" if have is not None else "")
+    remedy = f"make a child group: {view.command} create {view.name or 'group'}1 {name}={text}"
+    return GuestError(5, f"set {name} of group /", f"{reason}, set by {view.set_by}", remedy)
 
 
 def writes(view: View, group: str, settings: list[Setting]) -> list[tuple[str, str, str]]:

@@ -6,10 +6,15 @@ from nestrt.host.marks import escape
 from nestrt.host.render import amount, moment, table
 from nestrt.host.sight import Sight, count_groups
 from nestrt.host.walk import Guest
+from nestrt.level.units import MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+
+def _word(value: Any) -> str:
+    return {True: "yes", False: "no", None: "-"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _pairs(values: dict[str, Any] | None) -> str:
@@ -19,8 +24,8 @@ def _pairs(values: dict[str, Any] | None) -> str:
         if isinstance(value, list):
             value = " ".join(str(item) for item in value)
         elif isinstance(value, dict):
-            value = " ".join(f"{inner}={item}" for inner, item in value.items())
-        parts.append(f"{key} {value}")
+            value = " ".join(f"{inner}={_word(item)}" for inner, item in value.items())
+        parts.append(f"{key} {_word(value)}")
     return escape(", ".join(parts)) or "-"
 
 
@@ -71,6 +76,8 @@ def _limits(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
     names = {other.path: other.name for other in sight.view.everyone()}
     rows: list[tuple[str, ...]] = [("KEY", "LIMIT", "EFFECTIVE", "USAGE", "BINDS")]
     for limit in sight.limits(guest.path, guest.hierarchies):
+        if limit.effective in (MAX, {}, frozenset()) and limit.limit == limit.effective and not limit.usage:
+            continue  # neither limited nor used
         if isinstance(limit.binds, dict):
             binds = " ".join(sorted({names.get(path, path) for path in limit.binds.values() if path}))
         else:

@@ -227,6 +227,11 @@ class Tree:
             node.below += [Node(process_line(process), []) for process in members]
 
 
+def cut(line: str, width: int | None) -> str:
+    """*line* in at most *width* columns; None, or a line with colours in it: as it is."""
+    return line if width is None or len(line) <= width or "\x1b" in line else line[: width - 1] + "…"
+
+
 def draw(node: Node, glyphs: tuple[str, str, str, str] = GLYPHS) -> list[str]:
     """The lines of a tree, as systemd-cgls draws it."""
     lines = [node.text]

@@ -78,6 +78,8 @@ def new_mount(fstype: str, options: str = "", attributes: int = 0) -> int:
     """
     context = syscall(SYS_fsopen, fstype.encode(), FSOPEN_CLOEXEC, obj=fstype)
     try:
+        # What mountinfo shows as the source.
+        syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, b"source", fstype.encode(), 0, obj=fstype)
         for option in filter(None, options.split(",")):
             key, equals, value = option.partition("=")
             if equals:

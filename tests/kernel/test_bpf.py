@@ -18,30 +18,23 @@ import pytest
 from nestrt.controllers.device_program import build
 from nestrt.kernel import bpf
 from nestrt.level.devices import DeviceRule
+from support.hostside import v2_hierarchy
+from support.need import require
 
 NULL = DeviceRule("c", 1, 3, "rwm")
 ZERO_READ = DeviceRule("c", 1, 5, "r")
 
 
-def v2_mount() -> str | None:
-    with open("/proc/self/mountinfo", encoding="utf-8") as lines:
-        for line in lines:
-            fields = line.split()
-            if fields[fields.index("-") + 1] == "cgroup2":
-                return fields[4]
-    return None
-
-
 @pytest.fixture
 def group() -> Iterator[str]:
-    mount = v2_mount()
-    if mount is None or os.geteuid() != 0:
-        text = "needs root and a cgroup v2 mount"
-        if "cgroup-v2" in os.environ.get("NESTRT_REQUIRE", ""):
-            pytest.fail(text)
-        pytest.skip(text)
-    path = f"{mount}/nestrt-test-bpf-{os.getpid()}"
-    os.mkdir(path)
+    tree = v2_hierarchy()
+    require("cgroup-v2", None if tree else "no cgroup2 mount")
+    assert tree is not None
+    path = str(tree.group(f"nestrt-test-bpf-{os.getpid()}"))
+    try:
+        os.mkdir(path)
+    except PermissionError as error:
+        require("root", str(error))
     os.mkdir(path + "/child")
     yield path
     os.rmdir(path + "/child")

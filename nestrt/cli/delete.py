@@ -1,0 +1,72 @@
+"""``nestrt delete [--force] NAME…``: end guests and remove all that belongs to them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from nestrt.act import remove
+from nestrt.cli.options import Option, parse, usage
+from nestrt.errors import InputError, NotFound, StateError
+from nestrt.level.units import parse_name
+from nestrt.plan.facts import Hierarchy
+from nestrt.plan.request import PARENT, STATE_DIR, state_file
+from nestrt.probe.facts import primary, read_hierarchies
+
+HEAD = "usage: nestrt delete [--force] NAME …\n\nRemove guests: groups at all levels, ids, network, state."
+OPTIONS = (
+    Option("force", "", "kill what still runs in the guest", "f"),
+    Option("help", "", "this text", "h"),
+)
+
+
+def disconnector(name: str, mark: dict[str, object]) -> object:
+    """veth.disconnect if the guest was on nestrt's bridge, else None: it imports pyroute2."""
+    net = mark.get("net")
+    wired = isinstance(net, dict) and net.get("mode") == "veth"
+    try:
+        reserved = [os.readlink(entry.path) for entry in os.scandir(f"{STATE_DIR}/net") if entry.is_symlink()]
+    except OSError:
+        reserved = []
+    if not wired and name not in reserved:
+        return None
+    from nestrt.net import veth
+    from nestrt.net.library import find_pyroute2
+
+    find_pyroute2()
+    return veth.disconnect
+
+
+def exists(name: str, hierarchies: tuple[Hierarchy, ...]) -> bool:
+    """Whether anything of a guest of that name is there: its state file, or a marked group."""
+    group = f"{PARENT}/{name}"
+    return os.path.lexists(state_file(name)) or any(remove.read_mark(h, group) for h in hierarchies)
+
+
+def delete(name: str, force: bool) -> None:
+    """Remove one guest. Raises NotFound, StateError (it runs, and not *force*), KernelError."""
+    hierarchies = read_hierarchies(make=True)
+    if not exists(name, hierarchies):
+        raise NotFound("delete", f"guest {name}", "there is none of that name at this level", "nestrt ls names them")
+    group = f"{PARENT}/{name}"
+    pids = remove.living(hierarchies, group)
+    if pids and not force:
+        raise StateError("delete", f"guest {name}", f"{len(pids)} of its processes run", f"end them, or: nestrt delete --force {name}")
+    mark = remove.read_mark(primary(hierarchies), group)
+    remove.remove(name, hierarchies, disconnector(name, mark))  # type: ignore[arg-type]
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; the exit status is that of the last guest that could not be deleted."""
+    single, _, names = parse(OPTIONS, argv, "delete")
+    if "help" in single:
+        sys.stdout.write(usage(HEAD, OPTIONS))
+        return 0
+    if not names:
+        raise InputError("delete", "a guest", "no name is given", "nestrt ls names them")
+    while names and names[-1] in ("-f", "--force"):
+        names.pop()
+        single["force"] = ""
+    for name in names:
+        delete(parse_name(name), "force" in single)
+    return 0

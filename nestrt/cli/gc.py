@@ -1,0 +1,94 @@
+"""``nestrt gc``: remove what killed launches left, and ended guests that were launched with ``--rm``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from nestrt import jsontext
+from nestrt.act import remove
+from nestrt.cli.delete import disconnector
+from nestrt.cli.options import Option, parse, usage
+from nestrt.errors import InputError
+from nestrt.plan.facts import Hierarchy
+from nestrt.plan.request import PARENT, STATE_DIR, state_file
+from nestrt.probe.facts import primary, read_hierarchies
+
+HEAD = """usage: nestrt gc [--all]
+
+Remove what is left of launches that were killed, and of guests that have ended
+and were launched with --rm. Prints each name. Running guests are left alone."""
+OPTIONS = (
+    Option("all", "", "also ended guests that were launched without --rm", "a"),
+    Option("help", "", "this text", "h"),
+)
+
+
+def _state(name: str) -> dict[str, object]:
+    try:
+        with open(state_file(name), encoding="utf-8", errors="replace") as file:
+            value = jsontext.loads(file.read(remove.STATE_LIMIT))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def candidates(hierarchies: tuple[Hierarchy, ...]) -> list[str]:
+    """Every name that nestrt knows here: state files, and marked groups that have lost theirs (/run was emptied)."""
+    found = set(remove.names())
+    for hierarchy in hierarchies:
+        try:
+            entries = list(os.scandir(hierarchy.path(PARENT)))
+        except OSError:
+            continue
+        for entry in entries:
+            # Below nestrt's own parent an unmarked group is one whose launch was killed in the making.
+            if entry.is_dir(follow_symlinks=False):
+                found.add(entry.name)
+    return sorted(found)
+
+
+def collect(hierarchies: tuple[Hierarchy, ...], everything: bool) -> list[str]:
+    """Remove what is to be removed; returns the names."""
+    removed = []
+    for name in candidates(hierarchies):
+        if remove.locked(name):
+            continue
+        group = f"{PARENT}/{name}"
+        mark = remove.read_mark(primary(hierarchies), group)
+        running = mark.get("state") == "running"
+        if running and remove.living(hierarchies, group):
+            continue
+        if running and not everything and not (mark.get("rm") or _state(name).get("rm")):
+            continue
+        if remove.locked(name):
+            continue  # the name was taken again meanwhile
+        remove.remove(name, hierarchies, disconnector(name, mark))  # type: ignore[arg-type]
+        removed.append(name)
+    return removed
+
+
+def stale_ids() -> None:
+    """Give back ids whose guest has no state file: its launcher was killed between the two."""
+    directory = f"{STATE_DIR}/ids"
+    for link in os.listdir(directory) if os.path.isdir(directory) else ():
+        try:
+            if not os.path.lexists(state_file(os.readlink(f"{directory}/{link}"))):
+                os.unlink(f"{directory}/{link}")
+        except OSError:
+            continue
+
+
+def main(argv: list[str]) -> int:
+    """Run the command: 0 also when there was nothing to remove."""
+    single, _, rest = parse(OPTIONS, argv, "gc")
+    if "help" in single:
+        sys.stdout.write(usage(HEAD, OPTIONS))
+        return 0
+    if rest:
+        raise InputError("read", f"argument {rest[0]}", "gc takes no names", "to remove one guest: nestrt delete NAME")
+    hierarchies = read_hierarchies(make=True)
+    for name in collect(hierarchies, "all" in single):
+        print(name)
+    stale_ids()
+    return 0
