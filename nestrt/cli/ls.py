@@ -13,8 +13,8 @@ from nestrt.host.render import LS_HEADER, ls_row, table
 EPILOG = """
 Guests made by guests have the names of those around them in front: web/db.
 STATE is computed: running, if any of the guest's groups has a process. MEMORY and
-PIDS are usage/effective limit. MARK is "host" where the launching level said who the guest is, and
-"claim" where somebody inside a guest, or another user, did. CREATED is an age on a terminal, else UTC.
+PIDS are usage/effective limit. MARK is "host" (in a guest: "own") where this level said who the guest is,
+and "claim" where somebody inside a guest, or another user, did. CREATED is an age on a terminal, else UTC.
 """
 
 

@@ -31,8 +31,7 @@ V1_THROTTLE = {
 }  # fmt: skip
 STATUS = {errno.ENOENT: 3, errno.ENODEV: 3, errno.EEXIST: 4, errno.EBUSY: 4, errno.EROFS: 5, errno.EOPNOTSUPP: 5}
 HINTS = {
-    errno.EACCES: "this group's owner must do it",
-    errno.EPERM: "the level that owns it must do it",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "the level or user that owns it must do it"),
     errno.EROFS: 'it is mounted read-only; ask for mount = "rw" in the policy',
     errno.EINVAL: "the kernel takes no such value here; compare the parent's and the child groups' values",
     errno.EAGAIN: "the guest has as many or as deep groups as it may have; remove one",
@@ -147,6 +146,11 @@ def show_size(value: float) -> str:
     return f"{size}{' KMGTP'[unit].strip()}"
 
 
+def show_count(value: float) -> str:
+    """Digits, or "max"."""
+    return "max" if value == MAX else str(int(value))
+
+
 def show_quota(value: tuple[float, int]) -> str:
     """CPUs."""
     return "max" if value[0] == MAX else f"{value[0] / value[1]:g}"
@@ -187,10 +191,10 @@ KEYS = {key.name: key for key in (
     Key("memory.swap.max", ("swap",), "memory", "memory.memsw.limit_in_bytes", parse_size, show_size,
         ("memory.swap.current", "memory.memsw.usage_in_bytes")),
     Key("cpu.max", ("cpu", "cpu-quota"), "cpu", "cpu.cfs_quota_us", parse_quota, show_quota),
-    Key("cpu.weight", ("cpu-weight",), "cpu", "cpu.shares", parse_weight, str),
+    Key("cpu.weight", ("cpu-weight",), "cpu", "cpu.shares", parse_weight, show_count),
     Key("cpuset.cpus", ("cpus",), "cpuset", "cpuset.cpus", parse_list, show_list),
     Key("cpuset.mems", ("mems",), "cpuset", "cpuset.mems", parse_list, show_list),
-    Key("pids.max", ("pids",), "pids", "pids.max", parse_count, show_size, ("pids.current", "pids.current")),
+    Key("pids.max", ("pids",), "pids", "pids.max", parse_count, show_count, ("pids.current", "pids.current")),
     Key("io.max", ("io",), "io", "blkio.throttle.read_bps_device", parse_io, show_io),
 )}  # fmt: skip
 SHORT = {short: name for name, key in KEYS.items() for short in key.short}
@@ -380,10 +384,10 @@ class View:
         self.hierarchies = hierarchies
         self.owner = owner
         self.command = command
-        self.stamp = {k: v for k, v in stamp.items() if not isinstance(v, str) or len(v) < 256}
-        name, by = self.stamp.get("name"), self.stamp.get("set_by")
-        self.name = name if isinstance(name, str) else ""
-        self.set_by = by if isinstance(by, str) else "the level above"
+        self.stamp = stamp
+        texts = {k: v for k, v in stamp.items() if isinstance(v, str) and len(v) < 256}
+        self.name = texts.get("name", "")
+        self.set_by = texts.get("set_by", "the level above")
         self.controllers = sorted({c for h in hierarchies for c in h.controllers})
         # Where this guest may make groups: its policy can keep a v1 hierarchy from it.
         self.divided = tuple(
@@ -493,12 +497,8 @@ class View:
 
     def limits(self, group: str) -> dict[str, dict[str, Any]]:
         """{key: {"limit": …, "use": …}} for JSON: bytes, CPUs, numbers, lists as text; "max" where there is none."""
-        found = {}
-        for name in KEYS:
-            value = self.value(group, name)
-            if value is not None:
-                found[name] = {"limit": self.plain(name, value), "use": self.use(group, name)}
-        return found
+        values = [(name, self.value(group, name)) for name in KEYS]
+        return {n: {"limit": self.plain(n, v), "use": self.use(group, n)} for n, v in values if v is not None}
 
     def plain(self, name: str, value: Any) -> Any:
         """A limit as JSON has it."""
@@ -619,7 +619,7 @@ def writes(view: View, group: str, settings: list[Setting]) -> list[tuple[str, s
         at1, directory = hierarchy.version == 1, hierarchy.dir(group)
         path = f"{directory}/{KEYS[name].v1 if at1 else name}"
         if name == "cpu.max":
-            quota = "max" if value[0] == MAX else str(int(value[0]))
+            quota = show_count(value[0])
             old, period = view.value(group, name) or (MAX, PERIOD) if at1 else (MAX, 0)
             pair = [(name, path, quota.replace("max", "-1"))]
             if period != value[1] and value[0] != MAX:
@@ -636,9 +636,10 @@ def writes(view: View, group: str, settings: list[Setting]) -> list[tuple[str, s
         elif name == "cpu.weight" and at1:
             found.append((name, path, str(shares_of(value))))
         elif name == "io.max":
-            found += [(name, path, show_io({device: value[device]})) for device in value]
+            for device, rates in value.items():  # the kernel reads bare numbers here: "1M" would be 1
+                found.append((name, path, " ".join([device, *(f"{k}={show_count(v)}" for k, v in rates.items())])))
         else:
-            found.append((name, path, str(KEYS[name].show(value))))
+            found.append((name, path, KEYS[name].show(value)))
     return found + (v1_memory(view, group, memory) if memory else [])
 
 
@@ -657,7 +658,7 @@ def v1_memory(view: View, group: str, new: dict[str, float]) -> list[tuple[str, 
     if memory == MAX and swap not in (MAX, None):
         raise GuestError(2, operation, "on cgroup v1 swap is limited only with memory", "set memory.max too")
     limits = [memory] if swap is None else [memory, memory + swap]
-    texts = ["-1" if limit == MAX else str(int(limit)) for limit in limits]
+    texts = [show_count(limit).replace("max", "-1") for limit in limits]
     pair = list(zip(("memory.max", "memory.swap.max"), files, texts))
     raised = swap is not None and limits[1] >= parse_size(read(files[1]) or "max")
     return pair[::-1] if raised else pair
@@ -807,11 +808,8 @@ def change(view: View, group: str, pairs: list[str]) -> None:
 def do_get(view: View, args: argparse.Namespace) -> Any:
     """Limits of a group, or any of its files."""
     group = existing(view, args.group, "read")
-    if not args.keys:
-        values = {name: view.value(group, name) for name in KEYS}
-        args.keys = [name for name, value in values.items() if value is not None]
     shown: dict[str, Any] = {}
-    for name in (SHORT.get(key, key) for key in args.keys):
+    for name in [SHORT.get(k, k) for k in args.keys] or [k for k in KEYS if view.value(group, k) is not None]:
         value = view.value(group, name) if name in KEYS else None
         files = [read(f"{h.dir(group)}/{name}") for h in view.hierarchies if "/" not in name]
         texts = [text for text in files if text is not None]
@@ -999,7 +997,9 @@ def do_mount(args: argparse.Namespace) -> None:
         raise GuestError(5, operation, f"this guest has no controller {lacks}", "see nestrt guest status")
     if "" in names and len(names) > 1:
         names[""] = known[""].name if "" in known else "unified"
-    todo = [("tmpfs", "", "mode=755")] if any(names.values()) else []
+    # A tmpfs between where DIR has a view: the kernel mounts no filesystem right on itself (EBUSY).
+    under = os.path.realpath(args.directory) in [m.point for m in parse_mountinfo(read("/proc/self/mountinfo") or "")]
+    todo = [("tmpfs", "", "mode=755")] if any(names.values()) or under else []
     todo += [("cgroup" if o else "cgroup2", name, o if "name=" not in o else "none," + o)
              for o, name in names.items() if not wanted or wanted & have[o]]  # fmt: skip
     done: list[str] = []

@@ -73,7 +73,7 @@ def _marked(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
 
 
 def _limits(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
-    names = {other.path: other.name for other in sight.view.everyone()}
+    names = sight.names
     rows: list[tuple[str, ...]] = [("KEY", "LIMIT", "EFFECTIVE", "USAGE", "BINDS")]
     for limit in sight.limits(guest.path, guest.hierarchies):
         if limit.effective in (MAX, {}, frozenset()) and limit.limit == limit.effective and not limit.usage:

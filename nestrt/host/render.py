@@ -93,9 +93,9 @@ def table(rows: list[tuple[str, ...]], width: int | None = None) -> list[str]:
 LS_HEADER = ("NAME", "LEVEL", "STATE", "PID", "CPUS", "MEMORY", "PIDS", "GROUPS", "CREATED", "MARK", "COMMAND")
 
 
-def word(found: Guest) -> str:
-    """Whose word the mark is: "claim", or "host" for one that this level made."""
-    return "claim" if found.claim else "host"
+def word(sight: Sight, found: Guest) -> str:
+    """Whose word the mark is: that of the level that looks ("host", in a guest "own"), or somebody's "claim"."""
+    return "claim" if found.claim else "own" if sight.view.level else "host"
 
 
 def ls_row(sight: Sight, found: Guest, now: float | None) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ def ls_row(sight: Sight, found: Guest, now: float | None) -> tuple[str, ...]:
         used(sight.limit(found, "pids.max")),
         str(count_groups(found)),
         created,
-        word(found),
+        word(sight, found),
         escape(" ".join(mark.command)) or "-",
     )
 
@@ -178,8 +178,6 @@ class Tree:
         self.processes = processes
         self.depth = depth
         self.bold = bold
-        # Who binds is called by its guest's name where it is a limit group.
-        self.names = {guest.path: guest.name for guest in sight.view.everyone()}
 
     def guest(self, found: Guest) -> Node:
         """The node of a guest: groups and guests where they are; groups too deep are left out, guests never."""
@@ -214,7 +212,7 @@ class Tree:
         inside = path.startswith(found.root + "/")
         text = escape(path.rpartition("/")[2]) if inside else "../" + escape(path[len(found.path) + 1 :])
         limits = self.sight.limits(path, hierarchies)
-        if told := _limits(limits, path, self.names):
+        if told := _limits(limits, path, self.sight.names):
             text += "  " + told
         # v1: a group may have been made in some hierarchies only.
         if whole - set(hierarchies):

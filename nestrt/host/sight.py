@@ -36,10 +36,13 @@ class Devices:
 
 
 class Sight:
-    """One picture of the guests in *view*."""
+    """One picture of the guests in *view*; *names* are what groups are called where they bind."""
 
     def __init__(self, view: View) -> None:
         self.view = view
+        self.names = {guest.path: guest.name for guest in view.everyone()}
+        # Seen from inside a guest, "/" is its guest root, which shows what the levels above allow.
+        self.names["/"] = f"level {view.level}"
         self.reader = Reader()
         self._processes: dict[str, list[Process]] = {}
 
@@ -147,7 +150,7 @@ def is_launching(name: str) -> bool:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return True
     finally:
         os.close(fd)

@@ -165,6 +165,19 @@ def test_ambient_capabilities_reach_another_user() -> None:
 
 
 @needs_root
+def test_ambient_capabilities_go_though_they_could_stay() -> None:
+    both = frozenset({CHOWN, KILL})
+
+    def act() -> str:
+        caps.apply(both, both, both, both, both)
+        caps.apply(both, both, both, both, frozenset({KILL}))
+        return own_status()
+
+    sets = status_sets(in_child(act))
+    assert (sets["CapInh"], sets["CapAmb"]) == (mask(both), 1 << KILL)
+
+
+@needs_root
 def test_nothing_left() -> None:
     def act() -> str:
         caps.apply(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)

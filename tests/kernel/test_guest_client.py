@@ -126,11 +126,11 @@ class Guest:
     def __init__(self, userns: bool) -> None:
         self.userns = userns
         python = shlex.join(["/usr/bin/python3", "-I", str(CLIENT)])
-        inside = f"{python} mount /sys/fs/cgroup && {python} create init && {python} move init $$ && echo ready; cat"
-        drop = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"] if userns else []
-        spaces = ["unshare", "--cgroup", "--mount", *(["--user", "--map-root-user"] if userns else [])]
+        inside = f"{python} mount /sys/fs/cgroup && {python} create init && {python} move init $$ && echo ready && cat"
+        drop = ["/usr/bin/setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"] if userns else []
+        spaces = ["/usr/bin/unshare", "--cgroup", "--mount", *(["--user", "--map-root-user"] if userns else [])]
         self.process = subprocess.Popen(
-            ["sh", "-c", self.join(ROOT) + 'exec "$@"', "sh", *drop, *spaces, "sh", "-c", inside],
+            ["/bin/sh", "-c", self.join(ROOT) + 'exec "$@"', "sh", *drop, *spaces, "/bin/sh", "-c", inside],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -144,9 +144,9 @@ class Guest:
 
     def exec(self, *argv: str) -> Result:
         """Run a program as guest root, in init."""
-        enter = ["nsenter", "-t", str(self.process.pid), "--cgroup", "--mount"]
+        enter = ["/usr/bin/nsenter", "-t", str(self.process.pid), "--cgroup", "--mount"]
         enter += ["--user", "--setuid=0", "--setgid=0"] if self.userns else []
-        command = ["sh", "-c", self.join(f"{ROOT}/init") + 'exec "$@"', "sh", *enter, *argv]
+        command = ["/bin/sh", "-c", self.join(f"{ROOT}/init") + 'exec "$@"', "sh", *enter, *argv]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30 * SLOW, stdin=subprocess.DEVNULL)
         return Result(tuple(argv), done.returncode, done.stdout, done.stderr)
 
@@ -180,7 +180,7 @@ def stamp(value: bytes | None) -> None:
         os.removexattr(directory, "security.nestrt")
 
 
-@pytest.fixture(scope="module", params=["userns", "uid0"])
+@pytest.fixture(scope="module", params=["userns", pytest.param("uid0", marks=pytest.mark.slow_on_vm)])
 def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
     require("root", None if os.geteuid() == 0 else "not root")
     started = None
@@ -259,7 +259,7 @@ def test_create_sets_limits_in_every_hierarchy_with_guest_cpu_numbers(guest: Gue
 
 
 def test_a_new_group_takes_a_process_at_once(guest: Guest, group: str) -> None:
-    sleeper = guest.exec("sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!").ok().out.strip()
+    sleeper = guest.exec("/bin/sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!").ok().out.strip()
     guest.run("move", group, sleeper).ok()
     held = {h: (h.group(f"{ROOT}/{group}") / "cgroup.procs").read_text().split() for h in hierarchies()}
     assert all(sleeper in found for found in held.values()), held
@@ -316,7 +316,7 @@ def test_the_guest_roots_limits_are_locked(guest: Guest) -> None:
     assert memory(ROOT) == str(512 << 20)
     if guest.userns:  # and the kernel says the same to a plain echo
         file = group_file("memory", "", "memory.limit_in_bytes", "memory.max")
-        assert guest.exec("sh", "-c", f"echo 1G > {file}").rc != 0
+        assert guest.exec("/bin/sh", "-c", f"echo 1G > {file}").rc != 0
 
 
 WRONG = [
@@ -358,6 +358,15 @@ def test_settings_are_taken_back_when_one_is_refused(guest: Guest, group: str) -
     assert pids(f"{ROOT}/{group}") == "30"
 
 
+def test_io_limits_reach_the_kernel(guest: Guest, group: str) -> None:
+    device = ":".join(Path("/proc/partitions").read_text().splitlines()[2].split()[:2])
+    guest.run("set", group, f"io.max={device} rbps=4M wiops=100").ok()
+    text = read("io", f"{ROOT}/{group}", "blkio.throttle.read_bps_device", "io.max")
+    assert text in (f"{device} {4 << 20}", f"{device} rbps={4 << 20} wbps=max riops=max wiops=100")
+    guest.run("set", group, f"io.max={device} rbps=max wiops=max").ok()
+    assert guest.run("get", group, "io").ok().out == "io.max max\n"
+
+
 @pytest.mark.v1
 def test_v1_throttling_is_handed_down_since_the_kernel_does_not(guest: Guest, group: str) -> None:
     disk = Path("/proc/partitions").read_text().splitlines()[2].split()[:2]
@@ -386,7 +395,7 @@ def test_nested_groups(guest: Guest, group: str) -> None:
 
 def test_rm_kill_ends_frozen_processes_too(guest: Guest, group: str) -> None:
     guest.run("create", f"{group}/in").ok()
-    sleeper = guest.exec("sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!").ok().out.strip()
+    sleeper = guest.exec("/bin/sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!").ok().out.strip()
     guest.run("move", f"{group}/in", sleeper).ok()
     v1 = has_v1("freezer")
     if v1:
@@ -416,7 +425,7 @@ def test_only_the_guests_own_processes_can_be_moved(guest: Guest, group: str) ->
 
 @pytest.mark.v2
 def test_a_group_with_processes_cannot_divide_and_says_how_to(guest: Guest, group: str) -> None:
-    sleeper = guest.exec("sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!").ok().out.strip()
+    sleeper = guest.exec("/bin/sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!").ok().out.strip()
     guest.run("move", group, sleeper).ok()
     result = guest.run("create", f"{group}/in", "memory=16M")
     assert result.rc == 4
@@ -434,14 +443,14 @@ def test_mount_shows_the_guest_root_laid_out_like_the_view(guest: Guest) -> None
         "mount -t tmpfs t /mnt && mkdir /mnt/view && /usr/bin/python3 -I {0} mount /mnt/view && "
         "grep ' /mnt/view.* - cgroup' /proc/self/mountinfo | cut -d' ' -f4,5 | tr ' ' ="
     )
-    out = guest.exec("unshare", "--mount", "sh", "-c", script.format(CLIENT)).ok().out.split()
+    out = guest.exec("/usr/bin/unshare", "--mount", "/bin/sh", "-c", script.format(CLIENT)).ok().out.split()
     top = Path("/sys/fs/cgroup")
     places = {str(h.mountpoint.relative_to(top)).replace(".", "", 1).strip("/") for h in hierarchies()}
     assert {line.partition("=")[0] for line in out} == {"/"}
     assert {line.partition("=")[2].removeprefix("/mnt/view").strip("/") for line in out} == places
     if has_v1("pids"):
         script = "mount -t tmpfs t /mnt && /usr/bin/python3 -I {0} mount /mnt --controllers pids && ls /mnt"
-        assert guest.exec("unshare", "--mount", "sh", "-c", script.format(CLIENT)).ok().out == "pids\n"
+        assert guest.exec("/usr/bin/unshare", "--mount", "/bin/sh", "-c", script.format(CLIENT)).ok().out == "pids\n"
 
 
 BROKEN = b'{"name": 1, "partition": [], "cpus": {}, "level": "x", "set_by": null}'

@@ -21,7 +21,7 @@ from support.rootfs import CHECKOUT
 
 def view(cpus: list[int] | None = None, stamp: dict[str, Any] | None = None, tree: str = "/nonexistent") -> View:
     """A view of groups that do not exist, or of plain directories below *tree*."""
-    made = View((Hierarchy(2, ("cpu", "memory"), tree, "/", "/init", "", ""),), stamp or {}, None)
+    made = View((Hierarchy(2, ("cpu", "io", "memory"), tree, "/", "/init", "", ""),), stamp or {}, None)
     made.cpus = cpus or []
     made.divided = made.hierarchies
     return made
@@ -54,6 +54,12 @@ def test_a_list_reads_back_as_it_was(numbers: frozenset[int]) -> None:
 def test_quotas(text: str, value: tuple[float, int], shown: str) -> None:
     assert client.parse_quota(text) == value
     assert client.show_quota(value) == shown
+
+
+def test_numbers_have_no_units() -> None:
+    assert [client.KEYS["pids.max"].show(n) for n in (0, 1024, MAX)] == ["0", "1024", "max"]
+    settings = [client.parse_setting(view(), "/web", "io=8:0 rbps=1M,wiops=max")]
+    assert [text for _, _, text in client.writes(view(), "/web", settings)] == ["8:0 rbps=1048576 wiops=max"]
 
 
 def test_io_limits() -> None:
@@ -177,7 +183,7 @@ def test_settings_take_short_and_long_keys() -> None:
     [
         ("memory", 2, "it is not KEY=VALUE"), ("memory=", 2, "it is not KEY=VALUE"), ("=1", 2, "no such key"),
         ("memory=1\n2", 2, "it is not KEY=VALUE"), ("../x=1", 2, "no such key"), ("cgroup.procs=1", 2, "move GROUP"),
-        ("cpuset.cpus=0", 5, "no cpuset controller; it has: cpu, memory"), ("memory=x", 2, "'x' is not a size"),
+        ("cpuset.cpus=0", 5, "no cpuset controller; it has: cpu, io, memory"), ("memory=x", 2, "'x' is not a size"),
         ("pids.max=\x1b[2J", 2, "\\x1b"),
     ],
 )  # fmt: skip

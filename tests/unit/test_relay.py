@@ -168,14 +168,20 @@ def test_interrupt_key_is_the_guests(start: Callable[..., Launcher]) -> None:
 
 def test_interrupt_key_counts_once(start: Callable[..., Launcher]) -> None:
     """Without a terminal of its own the guest is in the launcher's process group and has the key's signal already."""
-    text = "n=0; trap 'n=$((n+1)); echo count $n' INT; echo ready; sleep 0.3; sleep 0.3; sleep 0.3; sleep 0.3; echo end"
+    program = """if True:
+        import signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        print("ready", flush=True)
+        signal.sigwait({signal.SIGINT})
+        print("once", flush=True)
+        print("end" if signal.sigtimedwait({signal.SIGINT}, 0.5) is None else "twice", flush=True)
+    """
     for plain in (True, False):
-        launcher = start(*shell(text), plain=plain)
+        launcher = start(sys.executable, "-IS", "-c", program, plain=plain)
         launcher.read_until(b"ready")
-        time.sleep(0.1)
         launcher.type(b"\x03")
-        assert launcher.read_until(b"end").count(b"count") == 1
         assert launcher.status() == 0
+        assert b"once\r\nend" in launcher.seen
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -256,9 +262,10 @@ def test_end_of_input_reaches_the_guest(start: Callable[..., Launcher], text: by
     out, into = os.pipe()
     os.write(into, text)
     os.close(into)
-    launcher = start(*shell("cat; sleep 0.5; echo; echo end"), stdin=out)
+    launcher = start(*shell("cat; timeout 0.5 cat && echo more; echo; echo end"), stdin=out)
     os.close(out)
     got = launcher.read_until(b"end")
+    assert b"more" not in got, "it ended once"
     # The outer terminal is no input and so not raw: it adds returns of its own.
     assert text.replace(b"\n", b"\r\n") in got.replace(b"\r\r", b"\r")
     # The processor time of the launcher itself: it has slept through the half second.
@@ -328,12 +335,17 @@ def test_terminal_is_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) ->
 def test_ignored_signals_stay_ignored(start: Callable[..., Launcher]) -> None:
     """As under nohup(1): the guest was started with SIGHUP ignored, and the launcher does not stand for it."""
     program = "import os, sys; import unit.test_relay as t; os._exit(t.launch(tuple(sys.argv[1:]), True))"
-    text = f"trap '' HUP; exec {sys.executable} -c '{program}' \"$@\""
+    nohup = f"trap '' HUP; exec {sys.executable} -c '{program}' \"$@\""
+    guest = (
+        "import os, signal, time; signal.signal(signal.SIGHUP, lambda *_: os._exit(9)); print('ready'); time.sleep(0.5)"
+    )
     environment = f"PYTHONPATH={os.pathsep.join(p for p in sys.path if p)}"
-    launcher = start("env", environment, *shell(text), "sh", *shell("echo ready; sleep 0.4; exit 8"), plain=True)
+    launcher = start("env", environment, *shell(nohup), "sh", sys.executable, "-ISuc", guest, plain=True)
     launcher.read_until(b"ready")
-    os.kill(launcher.pid, signal.SIGHUP)
-    assert launcher.status() == 8
+    # The launcher that heeds it is the first one's guest.
+    with open(f"/proc/{launcher.pid}/task/{launcher.pid}/children", encoding="ascii") as file:
+        os.kill(int(file.read()), signal.SIGHUP)
+    assert launcher.status() == 0
 
 
 def test_descriptors_are_sent_whole() -> None:
