@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         print(f"nestrt {VERSION}")
         return 0
     if command not in COMMANDS:
-        sys.stderr.write(f"nestrt: unknown command {ascii(command)}; it is one of: {', '.join(COMMANDS)}\n")
+        sys.stderr.write(f"nestrt: unknown command {command!a}; it is one of: {', '.join(COMMANDS)}\n")
         return 2
     module = __import__(f"nestrt.cli.{command}", fromlist=["main"])
     try:

@@ -24,7 +24,8 @@ class _Context:
     parse_constant = staticmethod(_refuse)
 
 
-_scan = make_scanner(_Context())
+# typeshed says a make_scanner; the C code wants an object with these attributes
+_scan = make_scanner(_Context())  # type: ignore[arg-type]
 
 
 def loads(text: str) -> Any:

@@ -15,6 +15,22 @@ if TYPE_CHECKING:
 
 else:
 
+    def _init(self, *args, **named):
+        values = {**self.DEFAULTS, **dict(zip(self.FIELDS, args, strict=False)), **named}
+        if len(args) > len(self.FIELDS) or len(values) != len(self.FIELDS):
+            wrong = sorted(set(self.FIELDS).symmetric_difference(values))
+            raise TypeError(f"{type(self).__name__}: {len(args)} positional values; missing or unknown: {wrong}")
+        self.__dict__.update(values)
+
+    def _repr(self):
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.FIELDS)})"
+
+    def _eq(self, other):
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    def _hash(self):
+        return hash(tuple(self.__dict__[name] for name in self.FIELDS))
+
     def record(cls):
         """Give *cls* an initialiser, equality, a hash and a repr from its annotations.
 
@@ -25,30 +41,9 @@ else:
         fields = []
         for base in reversed(cls.__mro__):
             fields += [name for name in base.__dict__.get("__annotations__", ()) if name not in fields]
-        fields = tuple(fields)
-        defaults = {name: getattr(cls, name) for name in fields if hasattr(cls, name)}
-
-        def __init__(self, *args, **named):
-            values = dict(defaults)
-            values.update(zip(fields, args, strict=False))
-            values.update(named)
-            if len(args) > len(fields) or len(values) != len(fields):
-                wrong = sorted(set(fields).symmetric_difference(values))
-                raise TypeError(f"{cls.__name__}: {len(args)} positional values; missing or unknown: {wrong}")
-            self.__dict__.update(values)
-
-        def __repr__(self):
-            return f"{cls.__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in fields)})"
-
-        def __eq__(self, other):
-            return type(self) is type(other) and self.__dict__ == other.__dict__
-
-        def __hash__(self):
-            return hash(tuple(self.__dict__.values()))
-
-        for method in (__init__, __repr__, __eq__, __hash__):
-            setattr(cls, method.__name__, method)
-        cls.FIELDS = fields
+        cls.FIELDS = tuple(fields)
+        cls.DEFAULTS = {name: getattr(cls, name) for name in fields if hasattr(cls, name)}
+        cls.__init__, cls.__repr__, cls.__eq__, cls.__hash__ = _init, _repr, _eq, _hash
         return cls
 
     def replace(value, **changes):

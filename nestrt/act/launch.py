@@ -14,12 +14,13 @@ import os
 
 from nestrt import jsontext
 from nestrt.act import guest
+from nestrt.act.process import Guest
 from nestrt.act.protocol import ERROR, Channel, Gone, pair, received
-from nestrt.controllers.device_program import build
 from nestrt.errors import HostError, KernelError, NestrtError, ProgramError, StateError
 from nestrt.kernel import bpf, cgroup, mount, namespaces, pidfd
-from nestrt.plan import steps as do
-from nestrt.plan.steps import Plan, Step
+from nestrt.plan import host_steps as do
+from nestrt.plan.guest_steps import Execute
+from nestrt.plan.steps import Plan, Step, Tell, Wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,8 +99,17 @@ class Launcher:
 
     def _lost(self, step: Step) -> NestrtError:
         status = self.wait()
-        reason = f"its first process ended early (signal {status & 127})" if status & 127 else "its first process ended early"
-        return NestrtError("start", f"guest {self.plan.name}", f"{reason}, before: {step.describe()}", "look at dmesg: a memory limit may be too low to start in")
+        reason = (
+            f"its first process ended early (signal {status & 127})"
+            if status & 127
+            else "its first process ended early"
+        )
+        return NestrtError(
+            "start",
+            f"guest {self.plan.name}",
+            f"{reason}, before: {step.describe()}",
+            "look at dmesg: a memory limit may be too low to start in",
+        )
 
 
 # --- steps ---
@@ -119,7 +129,10 @@ def _reserve(launcher: Launcher, step: do.Reserve) -> None:
     except FileExistsError as error:
         os.close(fd)
         raise StateError(
-            "launch", f"guest {launcher.plan.name}", "the name is in use", f"choose another, or: nestrt delete {launcher.plan.name}"
+            "launch",
+            f"guest {launcher.plan.name}",
+            "the name is in use",
+            f"choose another, or: nestrt delete {launcher.plan.name}",
         ) from error
     finally:
         os.close(at)
@@ -131,7 +144,9 @@ def _reserve_ids(launcher: Launcher, step: do.ReserveIds) -> None:
     try:
         os.symlink(step.name, step.path)
     except FileExistsError as error:
-        raise IdsTaken("reserve", f"ids {os.path.basename(step.path)}", "another guest took them", "try again") from error
+        raise IdsTaken(
+            "reserve", f"ids {os.path.basename(step.path)}", "another guest took them", "try again"
+        ) from error
 
 
 def _make_group(launcher: Launcher, step: do.MakeGroup) -> None:
@@ -140,7 +155,10 @@ def _make_group(launcher: Launcher, step: do.MakeGroup) -> None:
     except FileExistsError as error:
         if not step.exist_ok:
             raise StateError(
-                "launch", f"guest {launcher.plan.name}", f"group {step.hierarchy.path(step.group)} is there already", "choose another --name, or remove what is left: nestrt gc"
+                "launch",
+                f"guest {launcher.plan.name}",
+                f"group {step.hierarchy.path(step.group)} is there already",
+                "choose another --name, or remove what is left: nestrt gc",
             ) from error
 
 
@@ -178,7 +196,7 @@ def _mark_running(launcher: Launcher, step: do.MarkRunning) -> None:
 
 
 def _attach_program(launcher: Launcher, step: do.AttachDeviceProgram) -> None:
-    program = bpf.load_device_program(build(step.rules))
+    program = bpf.load_device_program(step.code)
     try:
         bpf.attach(step.hierarchy.path(step.group), program)
     finally:
@@ -210,7 +228,7 @@ def _clone(launcher: Launcher, step: do.Clone) -> None:
     if launcher.pid == 0:
         os.close(launcher.channel.sock.detach())
         os.close(launcher.lock)
-        guest.main(launcher.plan, guest.Guest(theirs, launcher.tree, launcher.log, launcher.signals), launcher.observe)
+        guest.main(launcher.plan, Guest(theirs, launcher.tree, launcher.log, launcher.signals), launcher.observe)
     os.close(theirs.sock.detach())
 
 
@@ -228,7 +246,7 @@ def _shift_root(launcher: Launcher, step: do.ShiftRoot) -> None:
             "id-map",
             f"root filesystem {step.path}",
             f"its filesystem, or one mounted below it, cannot be id-mapped ({error.strerror})",
-            "use a root filesystem on ext4, xfs, btrfs or tmpfs, or --userns none, or one chowned for --userns 0:OUTSIDE:COUNT",
+            "use one on ext4, xfs, btrfs or tmpfs, or --userns none, or chown it for --userns 0:OUTSIDE:COUNT",
         ) from error
     finally:
         os.close(userns)
@@ -244,15 +262,15 @@ def _connect(launcher: Launcher, step: do.Connect) -> None:
         launcher.connect(step.name, launcher.pid)
 
 
-def _tell(launcher: Launcher, step: do.Tell) -> None:
+def _tell(launcher: Launcher, step: Tell) -> None:
     launcher.channel.tell(step.word)
 
 
-def _wait(launcher: Launcher, step: do.Wait) -> None:
+def _wait(launcher: Launcher, step: Wait) -> None:
     launcher.channel.wait(step.word)
 
 
-_HOST: dict[type[Step], Callable[[Launcher, Step], None]] = {
+_HOST: dict[type[Step], Callable[..., None]] = {
     do.Reserve: _reserve,
     do.ReserveIds: _reserve_ids,
     do.MakeGroup: _make_group,
@@ -270,9 +288,9 @@ _HOST: dict[type[Step], Callable[[Launcher, Step], None]] = {
     do.ShiftRoot: _shift_root,
     do.Attach: _attach,
     do.Connect: _connect,
-    do.Tell: _tell,
-    do.Wait: _wait,
-}  # type: ignore[dict-item]
+    Tell: _tell,
+    Wait: _wait,
+}
 
 
 # --- errors ---
@@ -283,33 +301,68 @@ def explain(step: Step, error: OSError) -> NestrtError:
     number = error.errno or 0
     if isinstance(step, do.MakeGroup) and number == errno.EAGAIN:
         return KernelError(
-            "make group", step.hierarchy.path(step.group), number, "this level's max_groups or max_depth is reached: remove groups or nest less"
+            "make group",
+            step.hierarchy.path(step.group),
+            number,
+            "this level's max_groups or max_depth is reached: remove groups or nest less",
         )
     if isinstance(step, do.MakeGroup) and number == errno.EROFS:
-        return HostError("make group", step.hierarchy.path(step.group), "the hierarchy is mounted read-only", "mount it read-write")
+        return HostError(
+            "make group", step.hierarchy.path(step.group), "the hierarchy is mounted read-only", "mount it read-write"
+        )
     if isinstance(step, do.SetFile) and number in (errno.EINVAL, errno.ERANGE, errno.ENODEV):
-        return KernelError(f"set {step.file} to {step.value!r} for", step.hierarchy.path(step.group), number, "ask for a value that the kernel and the parent group allow")
+        return KernelError(
+            f"set {step.file} to {step.value!r} for",
+            step.hierarchy.path(step.group),
+            number,
+            "ask for a value that the kernel and the parent group allow",
+        )
     if isinstance(step, do.EnableControllers) and number == errno.EBUSY:
         return KernelError(
-            "enable controllers below", step.hierarchy.path(step.group), number, "processes stand in this group itself: move them to a child group first"
+            "enable controllers below",
+            step.hierarchy.path(step.group),
+            number,
+            "processes stand in this group itself: move them to a child group first",
         )
     if isinstance(step, do.OpenLog):
         return KernelError("open log", step.path, number, "name a file that can be written")
     if isinstance(step, do.Clone) and number == errno.ENOSPC:
-        return KernelError("make", "namespaces", number, "a limit of /proc/sys/user is reached, or namespaces nest too deep")
+        return KernelError(
+            "make", "namespaces", number, "a limit of /proc/sys/user is reached, or namespaces nest too deep"
+        )
     if isinstance(step, do.Clone) and number == errno.EPERM:
-        return KernelError("make", "namespaces", number, "this level lacks CAP_SYS_ADMIN; a policy gives it by [user] capabilities, or by a user namespace")
+        return KernelError(
+            "make",
+            "namespaces",
+            number,
+            "this level lacks CAP_SYS_ADMIN; a policy gives it by [user] capabilities, or by a user namespace",
+        )
+    if isinstance(step, do.OpenRoot) and number == errno.EPERM:
+        return KernelError(
+            "copy the mount of",
+            step.path,
+            number,
+            "this level lacks CAP_SYS_ADMIN: launch it with --capabilities all, or in a user namespace",
+        )
     if isinstance(step, do.MapIds):
         return KernelError("map", "the guest's ids", number, "use ids that this level has: " + step.describe())
     if number in (errno.EPERM, errno.EACCES):
-        return KernelError(step.describe(), str(error.filename or ""), number, "be root of this level, and let its view be rw")
+        return KernelError(
+            step.describe(), str(error.filename or ""), number, "be root of this level, and let its view be rw"
+        )
     return KernelError(step.describe(), str(error.filename or ""), number)
 
 
 def program_error(step: Step, number: int) -> ProgramError:
     """execve(2)'s refusal, with the exit status of a shell: 127 not there, else 126."""
-    program = step.command[0] if isinstance(step, do.Execute) else ""
+    program = step.command[0] if isinstance(step, Execute) else ""
     if number == errno.ENOENT:
-        return ProgramError("execute", program, "the file, or its interpreter, is not there", "name a program of the guest", 127)
-    remedy = "give it a #! line, or a program for this machine" if number == errno.ENOEXEC else "make it an executable file (chmod +x)"
+        return ProgramError(
+            "execute", program, "the file, or its interpreter, is not there", "name a program of the guest", 127
+        )
+    remedy = (
+        "give it a #! line, or a program for this machine"
+        if number == errno.ENOEXEC
+        else "make it an executable file (chmod +x)"
+    )
     return ProgramError("execute", program, os.strerror(number), remedy, 126)

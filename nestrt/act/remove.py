@@ -29,7 +29,7 @@ STATE_LIMIT = 65536
 
 
 def locked(name: str) -> bool:
-    """Whether the guest's launcher lives: it holds the lock of the state file while it starts the guest or waits for it."""
+    """Whether the guest's launcher lives: it locks the state file while it starts the guest or waits for it."""
     try:
         fd = os.open(state_file(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -102,7 +102,12 @@ def kill(hierarchies: tuple[Hierarchy, ...], group: str) -> None:
                 except OSError:
                     pass
         if time.monotonic() > deadline:
-            raise StateError("end", f"group {group}", f"{len(pids)} processes do not end ({pids[:3]}…)", "see what they wait for: cat /proc/PID/stack")
+            raise StateError(
+                "end",
+                f"group {group}",
+                f"{len(pids)} processes do not end ({pids[:3]}…)",
+                "see what they wait for: cat /proc/PID/stack",
+            )
         time.sleep(0.002)
 
 
@@ -137,9 +142,7 @@ def _unreserve(name: str) -> None:
             continue
 
 
-def remove(
-    name: str, hierarchies: tuple[Hierarchy, ...], disconnect: Callable[[str], object] | None = None
-) -> None:
+def remove(name: str, hierarchies: tuple[Hierarchy, ...], disconnect: Callable[[str], object] | None = None) -> None:
     """Kill what lives of guest *name*, remove its groups at all levels, its ids, its network and its state file.
 
     Whoever calls owns the guest's lock, or has found it free. Raises StateError and

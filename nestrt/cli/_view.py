@@ -20,7 +20,7 @@ def look() -> Sight:
     """Walk this level's groups. Says on standard error what cannot be seen. Raises HostError without cgroups."""
     sight = Sight(walk(read_hierarchies()))
     if sight.view.level == 0 and os.geteuid() != 0:
-        note = "nestrt: the host's marks (trusted.nestrt) are for root to read: less is known of each guest; run it as root"
+        note = "nestrt: the host's marks (trusted.nestrt) are for root to read: run it as root to see more"
         print(note, file=sys.stderr)
     return sight
 

@@ -51,7 +51,12 @@ def delete(name: str, force: bool) -> None:
     group = f"{PARENT}/{name}"
     pids = remove.living(hierarchies, group)
     if pids and not force:
-        raise StateError("delete", f"guest {name}", f"{len(pids)} of its processes run", f"end them, or: nestrt delete --force {name}")
+        raise StateError(
+            "delete",
+            f"guest {name}",
+            f"{len(pids)} of its processes run",
+            f"end them, or: nestrt delete --force {name}",
+        )
     mark = remove.read_mark(primary(hierarchies), group)
     remove.remove(name, hierarchies, disconnector(name, mark))  # type: ignore[arg-type]
 

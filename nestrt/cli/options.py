@@ -25,7 +25,10 @@ def _find(options: tuple[Option, ...], flag: str, command: str) -> Option:
 
     near = get_close_matches(flag, [f"--{option.name}" for option in options], n=1)
     raise InputError(
-        "read", f"option {flag}", f"nestrt {command} has none such", f"did you mean {near[0]}?" if near else f"see nestrt {command} --help"
+        "read",
+        f"option {flag}",
+        f"nestrt {command} has none such",
+        f"did you mean {near[0]}?" if near else f"see nestrt {command} --help",
     )
 
 

@@ -11,11 +11,21 @@ from nestrt.level.capabilities import parse_capabilities
 from nestrt.level.devices import DEFAULT_RULES, DeviceRule, parse_rule
 from nestrt.level.limits import Limits, over, parse_ios
 from nestrt.level.policy import Policy
-from nestrt.level.units import parse_count, parse_cpus, parse_id_range, parse_name, parse_quota, parse_size, parse_weight
+from nestrt.level.units import (
+    parse_count,
+    parse_cpus,
+    parse_id_range,
+    parse_name,
+    parse_quota,
+    parse_size,
+    parse_weight,
+)
 from nestrt.plan.request import MountRequest, Request
 from nestrt.record import replace
 
-HEAD = "usage: nestrt launch --rootfs DIR [OPTION …] [--] COMMAND [ARGUMENT …]\n\nStart a guest with its own cgroup tree."
+HEAD = (
+    "usage: nestrt launch --rootfs DIR [OPTION …] [--] COMMAND [ARGUMENT …]\n\nStart a guest with its own cgroup tree."
+)
 TAIL = """
 Exit status: the guest's own; 128+n if signal n ended it; 127 if the program is not in
 the guest, 126 if it cannot be executed; 125 if the guest could not be started.
@@ -116,7 +126,12 @@ def _mount(text: str) -> MountRequest:
         key, _, value = word.partition("=")
         key = {"src": "source", "dst": "target", "destination": "target", "readonly": "ro"}.get(key, key)
         if key not in ("type", "source", "target", "ro", "rw", "size", "mode") or key in values:
-            raise InputError("read", f"mount {text}", f"{word!r} is unknown or there twice", "write type=bind,source=DIR,target=DIR[,ro]")
+            raise InputError(
+                "read",
+                f"mount {text}",
+                f"{word!r} is unknown or there twice",
+                "write type=bind,source=DIR,target=DIR[,ro]",
+            )
         values[key] = value
     kind = values.get("type", "bind")
     target = os.path.normpath(values.get("target", ""))
@@ -183,7 +198,9 @@ def _hostname(text: str) -> str:
 def build(single: dict[str, str], repeated: dict[str, list[str]], words: list[str]) -> Request:
     """The Request of a command line. Raises InputError and NotFound."""
     if "rootfs" not in single:
-        raise InputError("launch", "a guest", "no root filesystem is named", "add --rootfs DIR (with --overlay, / is safe)")
+        raise InputError(
+            "launch", "a guest", "no root filesystem is named", "add --rootfs DIR (with --overlay, / is safe)"
+        )
     if not words:
         raise InputError("launch", "a guest", "no command is given", "add it at the end: -- sh")
     policy = _policy(single["policy"]) if "policy" in single else Policy()
@@ -196,7 +213,9 @@ def build(single: dict[str, str], repeated: dict[str, list[str]], words: list[st
         policy = _user_namespace(policy, single["userns"])
     if "capabilities" in single:
         text = single["capabilities"]
-        policy = replace(policy, capabilities=parse_capabilities(text if text in ("all", "default") else text.split(",")))
+        policy = replace(
+            policy, capabilities=parse_capabilities(text if text in ("all", "default") else text.split(","))
+        )
     net = single.get("net", "none")
     if net not in ("none", "host", "veth"):
         raise InputError("use", f"--net {net}", "unknown", "use none, host or veth")

@@ -599,7 +599,7 @@ def locked(view: View, setting: Setting) -> GuestError:
     more = have is not None and (exceeds(value, have) or value == MAX or isinstance(value, dict))
     text = view.show(name, have if more else value) if name in KEYS else setting.text
     reason = f"it is the limit of {guest}" + (f" ({view.show(name, have)})" if have is not None else "")
-    remedy = f"make a child group: {view.command} create {view.name or 'group'}1 {name}={text}"
+    remedy = f"make a child group: {view.command} create {view.name.rpartition('/')[2] or 'group'}1 {name}={text}"
     return GuestError(5, f"set {name} of group /", f"{reason}, set by {view.set_by}", remedy)
 
 
@@ -869,6 +869,8 @@ def do_status(view: View, args: argparse.Namespace) -> Any:
     partition = view.stamp.get("partition")
     partition = partition if isinstance(partition, dict) else {}
     mine = {c for h in view.divided for c in h.controllers}
+    if not (read("/proc/self/uid_map") or "4294967295").endswith("4294967295"):
+        mine.discard("devices")  # v1's device rules cannot be written from a user namespace
     flag = {"cpuset": "cpu"}
     may = [c for c in view.controllers if c in mine and partition.get(flag.get(c, c), True) is True]
     cpus = len(view.effective("/", "cpuset.cpus") or os.sched_getaffinity(0))

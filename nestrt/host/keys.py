@@ -105,7 +105,7 @@ _CONVERT: dict[str, Callable[[str], Value]] = {
 
 
 def _usage_meaning(meaning: str) -> str:
-    """"current" for "max" and "high", "swap_current" for "swap_max"."""
+    """ "current" for "max" and "high", "swap_current" for "swap_max"."""
     prefix = meaning.rpartition("_")[0]
     return f"{prefix}_current" if prefix else "current"
 

@@ -83,7 +83,15 @@ def new_mount(fstype: str, options: str = "", attributes: int = 0) -> int:
         for option in filter(None, options.split(",")):
             key, equals, value = option.partition("=")
             if equals:
-                syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, key.encode(), value.encode(), 0, obj=f"{fstype} {option}")
+                syscall(
+                    SYS_fsconfig,
+                    context,
+                    FSCONFIG_SET_STRING,
+                    key.encode(),
+                    value.encode(),
+                    0,
+                    obj=f"{fstype} {option}",
+                )
             else:
                 syscall(SYS_fsconfig, context, FSCONFIG_SET_FLAG, key.encode(), None, 0, obj=f"{fstype} {option}")
         syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, None, None, 0, obj=fstype)

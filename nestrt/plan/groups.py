@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from nestrt import jsontext
+from nestrt.controllers.device_program import build
 from nestrt.controllers.table import by_name, settings_for
 from nestrt.errors import HostError
 from nestrt.level.check import max_level
-from nestrt.level.devices import DEFAULT_RULES, DeviceRule, intersect, subset
+from nestrt.level.devices import DEFAULT_RULES, DeviceRule, format_rule, intersect, subset
 from nestrt.level.limits import Limits, over
 from nestrt.level.units import MAX
 from nestrt.plan.facts import Facts, Hierarchy
-from nestrt.plan.ids import Identity
-from nestrt.plan.request import PARENT, Request
-from nestrt.plan.steps import (
+from nestrt.plan.host_steps import (
     AttachDeviceProgram,
     Delegate,
     EnableControllers,
@@ -20,8 +19,10 @@ from nestrt.plan.steps import (
     MakeGroup,
     SetFile,
     SetMark,
-    Step,
 )
+from nestrt.plan.ids import Identity
+from nestrt.plan.request import PARENT, Request
+from nestrt.plan.steps import Step
 from nestrt.record import replace
 
 V1_DELEGATE = ("tasks", "cgroup.procs")
@@ -145,7 +146,7 @@ def device_steps(facts: Facts, hierarchy: Hierarchy, group: str, rules: tuple[De
         known = facts.has.devices
         rules = DEFAULT_RULES if known is None else intersect(DEFAULT_RULES, known)
     if not on_v1:
-        return [AttachDeviceProgram(hierarchy, group, rules)]
+        return [AttachDeviceProgram(hierarchy, group, tuple(map(format_rule, rules)), build(rules))]
     return [
         SetFile(hierarchy, group, setting.file, setting.value)
         for setting in by_name("devices").settings(Limits(devices=rules), 1)
@@ -205,9 +206,7 @@ def late_steps(request: Request, facts: Facts, identity: Identity) -> list[Step]
     return steps
 
 
-def group_steps(
-    request: Request, facts: Facts, generation: str, identity: Identity, created: int
-) -> list[Step]:
+def group_steps(request: Request, facts: Facts, generation: str, identity: Identity, created: int) -> list[Step]:
     """All groups with their limits, marks and owners, the primary hierarchy first: its mark tells of the rest."""
     whole = jsontext.dumps(mark(request, facts, generation, identity, created))
     short = jsontext.dumps({"v": MARK_VERSION, "name": request.name, "id": generation})

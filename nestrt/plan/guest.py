@@ -10,9 +10,7 @@ from nestrt.controllers.table import canonical, limit_files
 from nestrt.level import capabilities
 from nestrt.plan.facts import Facts, Hierarchy
 from nestrt.plan.groups import delegated, divisible
-from nestrt.plan.ids import Identity
-from nestrt.plan.request import DEFAULT_PATH, Request
-from nestrt.plan.steps import (
+from nestrt.plan.guest_steps import (
     BecomeRoot,
     Bind,
     Cover,
@@ -27,12 +25,12 @@ from nestrt.plan.steps import (
     RedirectOutput,
     SetHostname,
     SetSysctl,
-    Step,
     TakeCgroupNamespace,
     TakeIdentity,
-    Tell,
-    Wait,
 )
+from nestrt.plan.ids import Identity
+from nestrt.plan.request import DEFAULT_PATH, Request
+from nestrt.plan.steps import Step, Tell, Wait
 
 # MOUNT_ATTR_* of mount_setattr(2)
 RDONLY, NOSUID, NODEV, NOEXEC = 1, 2, 4, 8
@@ -148,7 +146,11 @@ def _capabilities(request: Request, identity: Identity, leaf: bool) -> tuple[str
 
 
 def _environment(request: Request) -> tuple[tuple[str, str], ...]:
-    values = {"PATH": DEFAULT_PATH, "HOME": "/root" if request.user in ("0", "root", "0:0") else "/", "container": "nestrt"}
+    values = {
+        "PATH": DEFAULT_PATH,
+        "HOME": "/root" if request.user in ("0", "root", "0:0") else "/",
+        "container": "nestrt",
+    }
     if request.terminal:
         values["TERM"] = "xterm"
     values.update(request.environment)

@@ -65,7 +65,7 @@ def choose(request: Request, facts: Facts) -> Identity:
             "find",
             f"{UNIT} free user and group ids",
             "all are taken",
-            "delete guests that have ended (nestrt gc --all), add a range for nestrt to /etc/subuid, or use --userns none",
+            "remove ended guests (nestrt gc --all), give nestrt a range in /etc/subuid, or use --userns none",
         )
     else:
         free = facts.free_ids

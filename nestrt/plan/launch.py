@@ -27,9 +27,7 @@ from nestrt.level.units import format_cpus
 from nestrt.plan.facts import Facts
 from nestrt.plan.groups import group_steps, late_steps, mark
 from nestrt.plan.guest import guest_steps
-from nestrt.plan.ids import Identity, choose
-from nestrt.plan.request import PARENT, STATE_DIR, Request, state_file
-from nestrt.plan.steps import (
+from nestrt.plan.host_steps import (
     Attach,
     Clone,
     Connect,
@@ -37,14 +35,13 @@ from nestrt.plan.steps import (
     MarkRunning,
     OpenLog,
     OpenRoot,
-    Plan,
     Reserve,
     ReserveIds,
     ShiftRoot,
-    Step,
-    Tell,
-    Wait,
 )
+from nestrt.plan.ids import Identity, choose
+from nestrt.plan.request import PARENT, STATE_DIR, Request, state_file
+from nestrt.plan.steps import Plan, Step, Tell, Wait
 from nestrt.record import replace
 
 CLONE_NEWNS = 0x20000

@@ -109,7 +109,10 @@ def read_hierarchies(make: bool = False) -> tuple[Hierarchy, ...]:
             )
     if not found:
         raise HostError(
-            "find", "a cgroup hierarchy", "none is mounted at this level", "mount one: mount -t cgroup2 none /sys/fs/cgroup"
+            "find",
+            "a cgroup hierarchy",
+            "none is mounted at this level",
+            "mount one: mount -t cgroup2 none /sys/fs/cgroup",
         )
     return tuple(sorted(found, key=lambda h: (-h.version, h.name)))
 

@@ -84,7 +84,11 @@ def _set(hierarchies: tuple[Hierarchy, ...], kind: str) -> frozenset[int] | None
     """The effective CPUs ("cpus") or memory nodes ("mems") of this level's root group; None if no cpuset says."""
     for hierarchy in hierarchies:
         if "cpuset" in hierarchy.controllers:
-            names = (f"cpuset.effective_{kind}", f"cpuset.{kind}") if hierarchy.version == 1 else (f"cpuset.{kind}.effective",)
+            names = (
+                (f"cpuset.effective_{kind}", f"cpuset.{kind}")
+                if hierarchy.version == 1
+                else (f"cpuset.{kind}.effective",)
+            )
             for name in names:
                 try:
                     text = cgroup.read(hierarchy.path("/", name))
@@ -128,7 +132,11 @@ def _subordinate() -> tuple[int, int] | None:
                 rows = [line.strip().split(":") for line in file]
         except OSError:
             return None
-        mine = [(int(r[1]), int(r[2])) for r in rows if len(r) == 3 and r[0] == "nestrt" and r[1].isdigit() and r[2].isdigit()]
+        mine = [
+            (int(r[1]), int(r[2]))
+            for r in rows
+            if len(r) == 3 and r[0] == "nestrt" and r[1].isdigit() and r[2].isdigit()
+        ]
         if not mine:
             return None
         found.append(mine[0])
@@ -194,11 +202,18 @@ def gather(request: Request) -> Facts:
     try:
         root = os.stat(request.rootfs)
     except OSError as error:
-        raise NotFound("open", f"root filesystem {request.rootfs}", error.strerror or "", "name a directory with --rootfs") from error
+        raise NotFound(
+            "open", f"root filesystem {request.rootfs}", error.strerror or "", "name a directory with --rootfs"
+        ) from error
     if not os.path.isdir(request.rootfs):
         raise InputError("open", f"root filesystem {request.rootfs}", "it is not a directory", "unpack the image first")
     if os.geteuid() != 0:
-        raise HostError("launch", f"guest {request.name}", "this takes root of the launching level", "run it as root, or inside a guest as its root")
+        raise HostError(
+            "launch",
+            f"guest {request.name}",
+            "this takes root of the launching level",
+            "run it as root, or inside a guest as its root",
+        )
     hierarchies = read_hierarchies(make=True)
     level, stamped = read_stamp(hierarchies)
     uids = read_id_map("uid_map")

@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "plan": {"level", "controllers"},
     "kernel": set(),
     "probe": {"kernel", "plan", "level", "controllers"},
-    "act": {"plan", "kernel", "controllers", "level"},
+    "act": {"plan", "kernel"},
     "net": {"plan", "kernel", "level"},
     "host": {"plan", "kernel", "probe", "controllers", "level"},
     "guest": set(),

@@ -262,7 +262,7 @@ def test_end_of_input_reaches_the_guest(start: Callable[..., Launcher], text: by
     out, into = os.pipe()
     os.write(into, text)
     os.close(into)
-    launcher = start(*shell("cat; timeout 0.5 cat && echo more; echo; echo end"), stdin=out)
+    launcher = start(*shell("cat; timeout --foreground 0.5 cat && echo more; echo; echo end"), stdin=out)
     os.close(out)
     got = launcher.read_until(b"end")
     assert b"more" not in got, "it ended once"

@@ -1,0 +1,152 @@
+"""The mounts of the guest's first process: root, filesystems, covers, view.
+
+It pivots early, so every path is resolved in the guest's root by the kernel
+itself; what it needs of the old root it reaches through a descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from nestrt.act.process import Guest
+from nestrt.errors import HostError, InputError
+from nestrt.kernel import mount
+from nestrt.plan import guest_steps as do
+from nestrt.plan.request import STATE_DIR
+
+SYSFS_MAGIC = 0x62656572
+# Where nestrt itself mounts: a symlink of the image there is refused, elsewhere it is followed inside the guest.
+SYSTEM = ("/proc", "/sys", "/dev", "/run")
+
+
+def open_target(path: str, directory: bool) -> int:
+    """Open a mount point of the guest (O_PATH), made if it is missing."""
+    system = path.startswith(SYSTEM)
+    resolve = mount.RESOLVE_IN_ROOT | (mount.RESOLVE_NO_SYMLINKS if system else 0)
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            return mount.open_in_root(root, path, os.O_PATH, resolve=resolve)
+        except FileNotFoundError:
+            parent = os.path.dirname(path) if not directory else path
+            os.makedirs(parent, mode=0o755, exist_ok=True)
+            if not directory:
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
+            return mount.open_in_root(root, path, os.O_PATH, resolve=resolve)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise InputError(
+                    "mount at",
+                    path,
+                    "the root filesystem has a symbolic link there",
+                    "use a root filesystem with a plain directory",
+                ) from error
+            raise
+    finally:
+        os.close(root)
+
+
+def put(tree: int, target: int) -> None:
+    """Attach the detached mount *tree* on the open *target*; closes both."""
+    try:
+        mount.move_mount(tree, "", target)
+    finally:
+        os.close(tree)
+        os.close(target)
+
+
+def enter_root(guest: Guest, step: do.EnterRoot) -> None:
+    mount.propagation("/", mount.MS_REC | mount.MS_PRIVATE)
+    guest.old_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    new_root = STATE_DIR
+    if step.overlay:
+        mount.move_mount(mount.new_mount("tmpfs", "mode=755"), STATE_DIR)
+        for name in ("lower", "upper", "work", "root"):
+            os.mkdir(f"{STATE_DIR}/{name}", 0o755)
+        mount.move_mount(guest.tree, f"{STATE_DIR}/lower")
+        lower = os.stat(f"{STATE_DIR}/lower")
+        os.chmod(f"{STATE_DIR}/upper", stat.S_IMODE(lower.st_mode))
+        layers = ",".join(f"{key}dir={STATE_DIR}/{key}" for key in ("lower", "upper", "work"))
+        options = f"{layers},{step.overlay_options}" if step.overlay_options else layers
+        new_root = f"{STATE_DIR}/root"
+        mount.move_mount(mount.new_mount("overlay", options), new_root)
+    else:
+        mount.move_mount(guest.tree, new_root)
+    os.close(guest.tree)
+    os.chdir(new_root)
+    # The old root comes to lie on top of the new one; LeaveHost takes it off (pivot_root(2), NOTES).
+    mount.pivot_root(".", ".")
+    os.chdir("/")
+
+
+def mount_new(guest: Guest, step: do.MountNew) -> None:
+    target = open_target(step.target, directory=True)
+    put(mount.new_mount(step.fstype, step.options, step.attributes), target)
+
+
+def bind(guest: Guest, step: do.Bind) -> None:
+    try:
+        source = mount.open_in_root(guest.old_root, step.source, os.O_PATH)
+    except FileNotFoundError:
+        if step.optional:
+            return
+        raise
+    try:
+        directory = stat.S_ISDIR(os.fstat(source).st_mode)
+        tree = mount.open_tree("", step.recursive, source)
+    finally:
+        os.close(source)
+    if step.attributes:
+        mount.set_attributes(tree, step.attributes, recursive=step.recursive)
+    put(tree, open_target(step.target, directory))
+
+
+def link(guest: Guest, step: do.Link) -> None:
+    try:
+        os.symlink(step.content, step.target)
+    except FileExistsError:
+        pass
+
+
+def cover(guest: Guest, step: do.Cover) -> None:
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for path in step.paths:
+        try:
+            target = mount.open_in_root(
+                root, path, os.O_PATH, resolve=mount.RESOLVE_IN_ROOT | mount.RESOLVE_NO_SYMLINKS
+            )
+        except FileNotFoundError:
+            continue
+        # A mask must lie on the kernel's own file, not on what an image put in its way (CVE-2025-31133).
+        if mount.filesystem_magic(target) not in (mount.PROC_SUPER_MAGIC, SYSFS_MAGIC):
+            raise HostError("mask", path, "it is not on procfs or sysfs")
+        if step.read_only:
+            tree = mount.open_tree("", False, target)
+            mount.set_attributes(tree, mount.MOUNT_ATTR_RDONLY)
+        elif stat.S_ISDIR(os.fstat(target).st_mode):
+            tree = mount.new_mount("tmpfs", "mode=755,size=4k", mount.MOUNT_ATTR_RDONLY)
+        else:
+            tree = mount.open_tree("/dev/null")
+        put(tree, target)
+    os.close(root)
+
+
+def lock_files(guest: Guest, step: do.LockFiles) -> None:
+    for name in step.chosen(os.listdir(step.directory)):
+        path = f"{step.directory}/{name}"
+        tree = mount.open_tree(path)
+        mount.set_attributes(tree, mount.MOUNT_ATTR_RDONLY)
+        put(tree, os.open(path, os.O_PATH | os.O_CLOEXEC))
+
+
+def leave_host(guest: Guest, step: do.LeaveHost) -> None:
+    os.fchdir(guest.old_root)
+    mount.umount(".", mount.MNT_DETACH)
+    os.close(guest.old_root)
+    os.chdir("/")
+    if step.read_only:
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        mount.set_attributes(root, mount.MOUNT_ATTR_RDONLY)
+        os.close(root)

@@ -1,0 +1,211 @@
+"""The steps of the launcher: groups, limits, marks, ids, the clone, and what only it may do for the first process."""
+
+from __future__ import annotations
+
+from nestrt.plan.facts import Hierarchy
+from nestrt.plan.steps import Step
+from nestrt.record import record
+
+Ranges = tuple[tuple[int, int, int], ...]
+
+
+@record
+class Reserve(Step):
+    """Take the guest's name: state file *path* with *content*, locked while the launcher lives."""
+
+    path: str
+    content: str
+
+    def describe(self) -> str:
+        return f"reserve the name: {self.path}"
+
+
+@record
+class ReserveIds(Step):
+    """Take a range of user and group ids for the guest: *path* is a symlink to *name*."""
+
+    path: str
+    name: str
+
+    def describe(self) -> str:
+        return f"reserve the ids {self.path.rpartition('/')[2]} for {self.name}"
+
+
+@record
+class MakeGroup(Step):
+    """Make *group* in one hierarchy; *exist_ok* for the parent that guests share."""
+
+    hierarchy: Hierarchy
+    group: str
+    exist_ok: bool = False
+
+    def describe(self) -> str:
+        return f"make group {self.hierarchy.path(self.group)}"
+
+
+@record
+class SetFile(Step):
+    """Write *value* to a file of a group; with *optional*, a file that is not there is passed over."""
+
+    hierarchy: Hierarchy
+    group: str
+    file: str
+    value: str
+    optional: bool = False
+
+    def describe(self) -> str:
+        return f"write {self.value!r} to {self.hierarchy.path(self.group, self.file)}"
+
+
+@record
+class EnableControllers(Step):
+    """v2: enable for the children of *group* the controllers that are not yet."""
+
+    hierarchy: Hierarchy
+    group: str
+    controllers: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"enable {' '.join(self.controllers)} below {self.hierarchy.path(self.group)}"
+
+
+@record
+class FillCpuset(Step):
+    """v1: give an empty cpuset its parent's CPUs and memory nodes, and let its children inherit."""
+
+    hierarchy: Hierarchy
+    group: str
+
+    def describe(self) -> str:
+        return f"fill the cpuset {self.hierarchy.path(self.group)} from its parent; children inherit"
+
+
+@record
+class SetMark(Step):
+    """Write the mark or the stamp *value* (JSON) as an extended attribute of a group."""
+
+    hierarchy: Hierarchy
+    group: str
+    attribute: str
+    value: str
+
+    def describe(self) -> str:
+        return f"set {self.attribute} on {self.hierarchy.path(self.group)}: {self.value}"
+
+
+@record
+class AttachDeviceProgram(Step):
+    """v2: attach a device program (eBPF instructions) that allows *rules* and nothing else."""
+
+    hierarchy: Hierarchy
+    group: str
+    rules: tuple[str, ...]
+    code: bytes
+
+    def describe(self) -> str:
+        return f"attach to {self.hierarchy.path(self.group)} a device program that allows: {', '.join(self.rules)}"
+
+
+@record
+class Delegate(Step):
+    """Give a group's directory and delegatable *files* to *uid*:*gid* (ids of the launching level)."""
+
+    hierarchy: Hierarchy
+    group: str
+    files: tuple[str, ...]
+    uid: int
+    gid: int
+
+    def describe(self) -> str:
+        return f"delegate {self.hierarchy.path(self.group)} to {self.uid}:{self.gid} ({' '.join(self.files)})"
+
+
+@record
+class OpenRoot(Step):
+    """Take a detached copy of the mount of the root filesystem at *path*."""
+
+    path: str
+    recursive: bool
+
+    def describe(self) -> str:
+        return f"open the root filesystem {self.path}{' with its mounts' if self.recursive else ''}"
+
+
+@record
+class OpenLog(Step):
+    """Open *path*, by the launcher's rights, for what a detached guest writes."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"open {self.path} for the guest's output"
+
+
+@record
+class Clone(Step):
+    """Make the guest's first process, in new namespaces (*flags*: CLONE_NEW*)."""
+
+    flags: int
+    names: str
+
+    def describe(self) -> str:
+        return f"clone the first process into new namespaces: {self.names}"
+
+
+@record
+class MapIds(Step):
+    """Write the user namespace's uid_map and gid_map."""
+
+    uids: Ranges
+    gids: Ranges
+
+    def describe(self) -> str:
+        return "map ids: uids " + _ranges(self.uids) + ", gids " + _ranges(self.gids)
+
+
+@record
+class ShiftRoot(Step):
+    """Id-map the detached root filesystem by the guest's user namespace."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"id-map the mount of {self.path}"
+
+
+@record
+class Attach(Step):
+    """Move the first process into *group* in every hierarchy."""
+
+    hierarchies: tuple[Hierarchy, ...]
+    group: str
+
+    def describe(self) -> str:
+        return f"move the first process to {self.group} in {len(self.hierarchies)} hierarchies"
+
+
+@record
+class Connect(Step):
+    """Give the guest's network namespace an address on nestrt's bridge."""
+
+    name: str
+
+    def describe(self) -> str:
+        return f"connect {self.name} to the bridge"
+
+
+@record
+class MarkRunning(Step):
+    """Add the first process's pid and start time to the mark *value*, and that it runs."""
+
+    hierarchy: Hierarchy
+    group: str
+    attribute: str
+    value: str
+
+    def describe(self) -> str:
+        return f"mark {self.hierarchy.path(self.group)} as running"
+
+
+def _ranges(ranges: Ranges) -> str:
+    return ",".join(f"{inside}:{outside}:{count}" for inside, outside, count in ranges)
