@@ -39,6 +39,10 @@ def main(argv: list[str]) -> int:
     if command not in COMMANDS:
         sys.stderr.write(f"nestrt: unknown command {command!a}; it is one of: {', '.join(COMMANDS)}\n")
         return 2
+    if command == "launch":
+        from nestrt.kernel import grace
+
+        grace.begin()
     module = __import__(f"nestrt.cli.{command}", fromlist=["main"])
     try:
         status = module.main(argv[2:])

@@ -16,10 +16,10 @@ import pytest
 from support.hostside import is_v2_only
 from support.need import SLOW, required
 from support.rootfs import PythonRoot, busybox_root, python_root
-from support.runner import Nestrt, leftovers, links
+from support.runner import USERNS, Nestrt, leftovers, links
 
-# Seconds for one test on the machine itself, before it is taken for hung.
-TEST_LIMIT = 90
+# Seconds for one test before it is taken for hung.
+TEST_LIMIT = 60 if SLOW == 1 else 300
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,10 +65,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """End a test that hangs, its set-up and clean-up included, by an exception where it hangs."""
 
     def hung(*_: object) -> None:
-        raise TimeoutError(f"{item.nodeid}: not done after {TEST_LIMIT * SLOW:.0f} s")
+        raise TimeoutError(f"{item.nodeid}: not done after {TEST_LIMIT} s")
 
     previous = signal.signal(signal.SIGALRM, hung)
-    signal.setitimer(signal.ITIMER_REAL, TEST_LIMIT * SLOW)
+    signal.setitimer(signal.ITIMER_REAL, TEST_LIMIT)
     try:
         return (yield)
     finally:
@@ -124,6 +124,12 @@ def python(scratch: Path) -> PythonRoot:
 def userns(request: pytest.FixtureRequest) -> str:
     """Both ways of launching: "userns" (a private range of ids) and "nouserns" (guest root is the host's root)."""
     return str(request.param)
+
+
+@pytest.fixture
+def userns_options(userns: str) -> tuple[str, ...]:
+    """The options of launch for it."""
+    return USERNS[userns]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from nestrt import jsontext
 from nestrt.errors import KernelError, StateError
 from nestrt.kernel import cgroup
 from nestrt.plan.facts import Hierarchy
-from nestrt.plan.request import PARENT, STATE_DIR, state_file
+from nestrt.plan.request import FIRST_GROUP, GUEST_ROOT, PARENT, STATE_DIR, state_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -142,6 +142,17 @@ def _unreserve(name: str) -> None:
             continue
 
 
+def _remove_idle(hierarchy: Hierarchy, group: str) -> None:
+    """Remove the groups of a guest that has ended and has left none of its own, without looking first."""
+    for directory in (f"{group}/{GUEST_ROOT}/{FIRST_GROUP}", f"{group}/{GUEST_ROOT}", group):
+        try:
+            os.rmdir(hierarchy.path(directory))
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return
+
+
 def remove(name: str, hierarchies: tuple[Hierarchy, ...], disconnect: Callable[[str], object] | None = None) -> None:
     """Kill what lives of guest *name*, remove its groups at all levels, its ids, its network and its state file.
 
@@ -149,6 +160,8 @@ def remove(name: str, hierarchies: tuple[Hierarchy, ...], disconnect: Callable[[
     KernelError; what is left then is left whole enough for another try.
     """
     group = f"{PARENT}/{name}"
+    for hierarchy in hierarchies:
+        _remove_idle(hierarchy, group)
     kill(hierarchies, group)
     deadline = time.monotonic() + PATIENCE
     for hierarchy in hierarchies:

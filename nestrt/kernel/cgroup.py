@@ -54,6 +54,8 @@ def processes(path: str) -> list[int]:
 def below(path: str) -> list[str]:
     """All groups below *path*, deepest first, not *path* itself."""
     found: list[str] = []
+    if not os.path.isdir(path):
+        return found
     queue = [path]
     while queue:
         directory = queue.pop()

@@ -41,9 +41,19 @@ def divisible(request: Request, hierarchy: Hierarchy) -> tuple[str, ...]:
     return tuple(allowed)
 
 
+def flat_io(request: Request, hierarchy: Hierarchy) -> bool:
+    """Whether the guest has I/O limits that only its own groups carry, not those below.
+
+    v1's throttling is flat (blk-throttle.c, throtl_pd_init: only the v2 tree is
+    hierarchical): a child group made by the guest would not be throttled at all.
+    So the guest gets no child groups there, and its first group carries the limits.
+    """
+    return hierarchy.version == 1 and "blkio" in hierarchy.controllers and bool(request.policy.limits.io)
+
+
 def delegated(request: Request, hierarchy: Hierarchy) -> bool:
     """Whether guest root gets the directories of *hierarchy*: v2 always, v1 if it may divide a controller there."""
-    if not request.policy.virtualize or request.policy.mount != "rw":
+    if not request.policy.virtualize or request.policy.mount != "rw" or flat_io(request, hierarchy):
         return False
     if hierarchy.version == 2 or not hierarchy.controllers:
         return True
@@ -178,6 +188,8 @@ def _guest_root(request: Request, facts: Facts, h: Hierarchy, identity: Identity
             steps.append(FillCpuset(h, group))
     visible = h if h.version == 1 else replace(h, controllers=enabled)
     steps += _settings(visible, root, shown_limits(request, facts))
+    if flat_io(request, h) and first != root:
+        steps += _settings(replace(h, controllers=("blkio",)), first, request.policy.limits)
     if h == facts.primary:
         steps.append(SetMark(h, root, facts.stamp, jsontext.dumps(stamp(request, facts))))
     if identity.root_uid is not None and delegated(request, h):

@@ -25,7 +25,7 @@ from nestrt import jsontext
 from nestrt.errors import HostError, InputError
 from nestrt.level.units import format_cpus
 from nestrt.plan.facts import Facts
-from nestrt.plan.groups import group_steps, late_steps, mark
+from nestrt.plan.groups import flat_io, group_steps, late_steps, mark
 from nestrt.plan.guest import guest_steps
 from nestrt.plan.host_steps import (
     Attach,
@@ -85,8 +85,15 @@ def own_numbers(request: Request, facts: Facts) -> Request:
     return replace(request, policy=replace(request.policy, limits=replace(limits, cpus=cpus)))
 
 
-def _possible(request: Request, facts: Facts) -> None:
+def _possible(request: Request, facts: Facts, identity: Identity) -> None:
     """Refuse what the facts rule out, before anything is made."""
+    if not identity.private and any(flat_io(request, h) for h in facts.hierarchies):
+        raise HostError(
+            "limit I/O of",
+            f"guest {request.name}",
+            "v1 throttles no child groups, and only private ids keep the guest from making some",
+            "use --userns auto, or a host whose io controller is in the v2 tree",
+        )
     covered = [h for h in facts.hierarchies if h.read_only]
     if covered:
         raise HostError(
@@ -103,8 +110,8 @@ def plan_launch(request: Request, facts: Facts, generation: str, created: int) -
 
     Raises HostError and InputError where the facts rule the request out.
     """
-    _possible(request, facts)
     identity = choose(request, facts)
+    _possible(request, facts, identity)
     state = {"v": 1, "name": request.name, "id": generation, "parent": PARENT, "rm": request.remove}
     host: list[Step] = [Reserve(state_file(request.name), jsontext.dumps(state))]
     if identity.private and request.policy.user_namespace == "auto":

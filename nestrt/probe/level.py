@@ -216,6 +216,16 @@ def gather(request: Request) -> Facts:
         )
     hierarchies = read_hierarchies(make=True)
     level, stamped = read_stamp(hierarchies)
+    if level.number:
+        # What this level may not divide its guests share with it: they stay in its own group there.
+        hierarchies = tuple(h for h in hierarchies if os.access(h.path("/"), os.W_OK))
+        if not hierarchies:
+            raise HostError(
+                "launch",
+                f"guest {request.name}",
+                f"level {level.number} ({level.name}) may write no hierarchy of its view",
+                "have it launched with a view that is rw",
+            )
     uids = read_id_map("uid_map")
     in_userns = uids != [(0, 0, ALL_IDS)]
     own = _identity("uid_map")
