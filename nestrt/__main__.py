@@ -40,9 +40,12 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"nestrt: unknown command {command!a}; it is one of: {', '.join(COMMANDS)}\n")
         return 2
     if command == "launch":
+        import gc
+
         from nestrt.kernel import grace
 
         grace.begin()
+        gc.disable()  # a launch is over before there is anything to collect
     module = __import__(f"nestrt.cli.{command}", fromlist=["main"])
     try:
         status = module.main(argv[2:])

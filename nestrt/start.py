@@ -104,7 +104,7 @@ def run(argv: list[str]) -> None:
     """Run a command and leave without the interpreter's own clean-up, which frees what the kernel frees anyway."""
     codes = unpack()
     if codes:
-        sys.meta_path.insert(0, Finder(codes))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, Finder(codes))
     from nestrt.__main__ import main
 
     status = main(argv)

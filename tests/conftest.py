@@ -16,7 +16,7 @@ import pytest
 from support.hostside import is_v2_only
 from support.need import SLOW, required
 from support.rootfs import PythonRoot, busybox_root, python_root
-from support.runner import USERNS, Nestrt, leftovers, links
+from support.runner import Nestrt, leftovers, links
 
 # Seconds for one test before it is taken for hung.
 TEST_LIMIT = 60 if SLOW == 1 else 300
@@ -124,12 +124,6 @@ def python(scratch: Path) -> PythonRoot:
 def userns(request: pytest.FixtureRequest) -> str:
     """Both ways of launching: "userns" (a private range of ids) and "nouserns" (guest root is the host's root)."""
     return str(request.param)
-
-
-@pytest.fixture
-def userns_options(userns: str) -> tuple[str, ...]:
-    """The options of launch for it."""
-    return USERNS[userns]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from nestrt.act import mounts, program
 from nestrt.act.process import Guest
 from nestrt.act.protocol import Gone
 from nestrt.errors import KernelError, NestrtError
-from nestrt.kernel import mount, namespaces, netif, prctl, terminal
+from nestrt.kernel import mount, namespaces, netif, prctl, seccomp, terminal
 from nestrt.plan import guest_steps as do
 from nestrt.plan.steps import Plan, Step, Tell, Wait
 
@@ -97,6 +97,10 @@ def _open_terminal(guest: Guest, step: do.OpenTerminal) -> None:
     terminal.make_controlling(slave)
 
 
+def _forbid_handles(guest: Guest, step: do.ForbidHandles) -> None:
+    seccomp.forbid_handles()
+
+
 def _redirect_output(guest: Guest, step: do.RedirectOutput) -> None:
     null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     os.dup2(null, 0)
@@ -121,6 +125,7 @@ _GUEST: dict[type[Step], Callable[..., None]] = {
     do.OpenTerminal: _open_terminal,
     do.RedirectOutput: _redirect_output,
     do.LeaveHost: mounts.leave_host,
+    do.ForbidHandles: _forbid_handles,
     do.TakeIdentity: program.take_identity,
     do.Execute: program.execute,
 }

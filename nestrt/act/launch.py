@@ -70,10 +70,8 @@ class Launcher:
         for step in self.plan.host:
             try:
                 _HOST[type(step)](self, step)
-            except OSError as error:
-                raise explain(step, error) from error
-            except Gone as error:
-                raise self._lost(step) from error
+            except (OSError, Gone) as error:
+                raise self._cause(step, error) from error
             if self.observe:
                 self.observe("host", step)
         words = self.channel.last_words()
@@ -96,6 +94,12 @@ class Launcher:
     def wait(self) -> int:
         """Reap the first process; returns its wait status."""
         return os.waitpid(self.pid, 0)[1] if self.pid else 0
+
+    def _cause(self, step: Step, error: OSError | Gone) -> NestrtError:
+        """Why *step* failed: what the first process told last if it has ended, and else the kernel's word."""
+        if isinstance(error, OSError) and not (self.pid and pidfd.wait(self.pidfd, 0)):
+            return explain(step, error)
+        return self.channel.last_error() or self._lost(step)
 
     def _lost(self, step: Step) -> NestrtError:
         status = self.wait()
@@ -172,9 +176,21 @@ def _set_file(launcher: Launcher, step: do.SetFile) -> None:
 
 def _enable(launcher: Launcher, step: do.EnableControllers) -> None:
     have = cgroup.read(step.hierarchy.path(step.group, "cgroup.subtree_control")).split()
+    file = step.hierarchy.path(step.group, "cgroup.subtree_control")
     missing = [f"+{name}" for name in step.controllers if name not in have]
-    if missing:
-        cgroup.write(step.hierarchy.path(step.group, "cgroup.subtree_control"), " ".join(missing))
+    if not missing:
+        return
+    try:
+        cgroup.write(file, " ".join(missing))
+    except OSError as error:
+        if error.errno in (errno.EBUSY, errno.EACCES, errno.EROFS):
+            raise
+        # One that cannot be had (cpu beside realtime processes, say) takes the others with it.
+        for name in missing:
+            try:
+                cgroup.write(file, name)
+            except OSError:
+                continue
 
 
 def _fill_cpuset(launcher: Launcher, step: do.FillCpuset) -> None:
@@ -299,6 +315,8 @@ _HOST: dict[type[Step], Callable[..., None]] = {
 def explain(step: Step, error: OSError) -> NestrtError:
     """The kernel's refusal of a step as an error for the user."""
     number = error.errno or 0
+    if number == errno.ENOSYS:
+        return HostError("start", "a guest", f"this kernel cannot {step.describe()}", "use Linux 5.12 or newer")
     if isinstance(step, do.MakeGroup) and number == errno.EAGAIN:
         return KernelError(
             "make group",

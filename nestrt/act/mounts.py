@@ -1,7 +1,16 @@
 """The mounts of the guest's first process: root, filesystems, covers, view.
 
-It pivots early, so every path is resolved in the guest's root by the kernel
-itself; what it needs of the old root it reaches through a descriptor.
+Until LeaveHost it is chrooted to the guest's root, so every path and symlink of
+the image is resolved in there by the kernel itself; what it needs of the old root
+it reaches through a descriptor::
+
+    base    a tmpfs, the root of the mount namespace for the time being
+    ├ old   the launching level's root and mounts
+    └ root  the guest's root filesystem: the process's "/"
+
+The old root must not lie on top of the new one, as pivot_root(".", ".") leaves it:
+from there ``..`` leads into what is mounted on "/" (path_resolution(7)), and
+an image with a symlink to ``../srv`` would have the launcher make files in the old root.
 """
 
 from __future__ import annotations
@@ -60,24 +69,25 @@ def put(tree: int, target: int) -> None:
 def enter_root(guest: Guest, step: do.EnterRoot) -> None:
     mount.propagation("/", mount.MS_REC | mount.MS_PRIVATE)
     guest.old_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    new_root = STATE_DIR
+    mount.move_mount(mount.new_mount("tmpfs", "mode=755"), STATE_DIR)
+    os.chdir(STATE_DIR)
+    for name in ("old", "root"):
+        os.mkdir(name, 0o755)
+    mount.pivot_root(".", "old")
+    guest.base = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if step.overlay:
-        mount.move_mount(mount.new_mount("tmpfs", "mode=755"), STATE_DIR)
-        for name in ("lower", "upper", "work", "root"):
-            os.mkdir(f"{STATE_DIR}/{name}", 0o755)
-        mount.move_mount(guest.tree, f"{STATE_DIR}/lower")
-        lower = os.stat(f"{STATE_DIR}/lower")
-        os.chmod(f"{STATE_DIR}/upper", stat.S_IMODE(lower.st_mode))
-        layers = ",".join(f"{key}dir={STATE_DIR}/{key}" for key in ("lower", "upper", "work"))
-        options = f"{layers},{step.overlay_options}" if step.overlay_options else layers
-        new_root = f"{STATE_DIR}/root"
-        mount.move_mount(mount.new_mount("overlay", options), new_root)
+        for name in ("lower", "upper", "work"):
+            os.mkdir(f"/{name}", 0o755)
+        mount.move_mount(guest.tree, "/lower")
+        os.chmod("/upper", stat.S_IMODE(os.stat("/lower").st_mode))
+        options = "lowerdir=/lower,upperdir=/upper,workdir=/work"
+        if step.overlay_options:
+            options += f",{step.overlay_options}"
+        mount.move_mount(mount.new_mount("overlay", options), "/root")
     else:
-        mount.move_mount(guest.tree, new_root)
+        mount.move_mount(guest.tree, "/root")
     os.close(guest.tree)
-    os.chdir(new_root)
-    # The old root comes to lie on top of the new one; LeaveHost takes it off (pivot_root(2), NOTES).
-    mount.pivot_root(".", ".")
+    os.chroot("/root")
     os.chdir("/")
 
 
@@ -145,6 +155,13 @@ def leave_host(guest: Guest, step: do.LeaveHost) -> None:
     os.fchdir(guest.old_root)
     mount.umount(".", mount.MNT_DETACH)
     os.close(guest.old_root)
+    # Out of the chroot and into the same directory as the root of the mount namespace (pivot_root(2), NOTES).
+    os.fchdir(guest.base)
+    os.chroot(".")
+    os.chdir("root")
+    mount.pivot_root(".", ".")
+    mount.umount(".", mount.MNT_DETACH)
+    os.close(guest.base)
     os.chdir("/")
     if step.read_only:
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -14,4 +14,5 @@ class Guest:
         self.log = log
         self.signals = signals
         self.old_root = -1
+        self.base = -1
         self.pty = ""

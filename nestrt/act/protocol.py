@@ -63,14 +63,27 @@ class Channel:
     def last_words(self) -> bytes:
         """All that comes until the other end closes: nothing if the program runs, else its errno."""
         words = b""
-        while chunk := self.sock.recv(4096):
+        while chunk := self._receive(4096):
             words += chunk
         return words
+
+    def last_error(self) -> NestrtError | None:
+        """The error among all that comes until the other end closes, if there is one."""
+        for line in self.last_words().decode("utf-8", "replace").splitlines():
+            if line.startswith(ERROR):
+                return received(jsontext.loads(line[len(ERROR) :]))
+        return None
+
+    def _receive(self, count: int) -> bytes:
+        try:
+            return self.sock.recv(count)
+        except ConnectionResetError:  # it ended before it had read all that it was told
+            return b""
 
     def _line(self) -> str:
         # Byte by byte: a larger read could run into the byte that carries the descriptor, and lose it.
         line = b""
-        while (byte := self.sock.recv(1)) != b"\n":
+        while (byte := self._receive(1)) != b"\n":
             if not byte:
                 raise Gone("end of file")
             line += byte

@@ -37,6 +37,8 @@ FORWARDED = (
     _signal.SIGCONT,
     _signal.SIGWINCH,
 )
+# Whose default action is to end the process, signal(7).
+_DEADLY = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGUSR1, _signal.SIGUSR2)
 # After the guest has ended these end the wait for whoever reads its last output.
 _ENDING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 
@@ -58,7 +60,8 @@ def hold() -> set[int]:
 def foreground(pid: int, pidfd: int, master: int | None = None, stdin: int = 0, stdout: int = 1) -> int:
     """Stay with the guest until its first process, the child *pid*, ends; reap it and return its exit status.
 
-    The status is 128+n for signal n. *master* is the guest's terminal, closed in
+    The status is 128+n for signal n, also for one that the launcher had to see
+    through: see _deliver. *master* is the guest's terminal, closed in
     the end; *stdin* is in raw mode as long as that lasts, if it is a terminal.
     Everything that the guest wrote to it has then been written to *stdout*,
     unless that was closed: the guest's terminal hangs up in that case, SIGHUP.
@@ -71,14 +74,18 @@ def foreground(pid: int, pidfd: int, master: int | None = None, stdin: int = 0, 
         descriptor = signalfd.open(signals)
         try:
             if master is None:
-                _forward_until_end(pid, pidfd, descriptor)
+                ended_by = _forward_until_end(pid, pidfd, descriptor)
             else:
-                _Relay(pidfd, descriptor, master, stdin, stdout).run()
+                relay = _Relay(pid, pidfd, descriptor, master, stdin, stdout)
+                relay.run()
+                ended_by = relay.ended_by
         finally:
             os.close(descriptor)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     finally:
         signalfd.set_blocked(before)
+    if status == -_signal.SIGKILL and ended_by:
+        return 128 + ended_by
     return status if status >= 0 else 128 - status
 
 
@@ -87,7 +94,34 @@ def _heard() -> set[int]:
     return {signal for signal in FORWARDED if _signal.getsignal(signal) != _signal.SIG_IGN}
 
 
-def _forward_until_end(pid: int, pidfd: int, signals: int) -> None:
+def _deliver(pid: int, pidfd: int, number: int) -> int:
+    """Send a signal to the guest's first process; returns it if that ended the guest, else 0.
+
+    The first process of a pid namespace gets no signal that it has no handler for
+    (pid_namespaces(7)): ``sleep`` would live through a SIGTERM that ends it anywhere
+    else. Where it neither catches, ignores nor blocks one whose default is to end
+    it, the default is carried out with SIGKILL.
+    """
+    if number in _DEADLY and not _minds(pid, number):
+        pidfds.send_signal(pidfd, _signal.SIGKILL)
+        return number
+    pidfds.send_signal(pidfd, number)
+    return 0
+
+
+def _minds(pid: int, number: int) -> bool:
+    """Whether process *pid* blocks, ignores or catches signal *number*: proc_pid_status(5)."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            rows = [line.split() for line in file if line.startswith(("SigBlk:", "SigIgn:", "SigCgt:"))]
+    except OSError:
+        return True
+    return any(int(row[1], 16) >> (number - 1) & 1 for row in rows)
+
+
+def _forward_until_end(pid: int, pidfd: int, signals: int) -> int:
+    """Returns the signal that _deliver had to see through, or 0."""
+    ended_by = 0
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.register(signals, select.POLLIN)
@@ -98,7 +132,8 @@ def _forward_until_end(pid: int, pidfd: int, signals: int) -> None:
             # A key pressed on a terminal that both share reaches the whole process group by itself.
             if code == signalfd.SI_KERNEL and _in_our_group(pid):
                 continue
-            pidfds.send_signal(pidfd, number)
+            ended_by = ended_by or _deliver(pid, pidfd, number)
+    return ended_by
 
 
 def _in_our_group(pid: int) -> bool:
@@ -111,7 +146,9 @@ def _in_our_group(pid: int) -> bool:
 class _Relay:
     """The bytes under way between a terminal and a guest's, and what is still open."""
 
-    def __init__(self, pidfd: int, signals: int, master: int, stdin: int, stdout: int) -> None:
+    def __init__(self, pid: int, pidfd: int, signals: int, master: int, stdin: int, stdout: int) -> None:
+        self.pid = pid
+        self.ended_by = 0
         self.pidfd, self.signals, self.master, self.stdin, self.stdout = pidfd, signals, master, stdin, stdout
         self.input = b""
         self.output = b""
@@ -196,7 +233,7 @@ class _Relay:
                 if number == _signal.SIGCONT and self.before is not None:
                     terminal.set_raw(self.stdin)
                     self.resize()
-                pidfds.send_signal(self.pidfd, number)
+                self.ended_by = self.ended_by or _deliver(self.pid, self.pidfd, number)
 
     def resize(self) -> None:
         """Give the guest's terminal the size of the one outside; its foreground processes hear of a change."""

@@ -225,7 +225,7 @@ def build(single: dict[str, str], repeated: dict[str, list[str]], words: list[st
         rootfs=os.path.abspath(single["rootfs"]),
         command=tuple(words),
         policy=replace(policy, limits=limits),
-        environment=_environment(repeated.get("env", [])),
+        environment=_environment([*(["TERM"] if "terminal" in single else []), *repeated.get("env", [])]),
         workdir=single.get("workdir", "/"),
         user=single.get("user", "0"),
         hostname=_hostname(single["hostname"]) if "hostname" in single else "",

@@ -16,6 +16,7 @@ from nestrt.plan.guest_steps import (
     Cover,
     EnterRoot,
     Execute,
+    ForbidHandles,
     LeaveHost,
     Link,
     LockFiles,
@@ -28,7 +29,7 @@ from nestrt.plan.guest_steps import (
     TakeCgroupNamespace,
     TakeIdentity,
 )
-from nestrt.plan.ids import Identity
+from nestrt.plan.ids import Identity, moved_first
 from nestrt.plan.request import DEFAULT_PATH, Request
 from nestrt.plan.steps import Step, Tell, Wait
 
@@ -38,6 +39,9 @@ ALL_NO = NOSUID | NODEV | NOEXEC
 
 # What is asked for by these words is whatever the launching level has of it; a list of names is meant.
 OPEN_SETS = (None, capabilities.ALL, capabilities.DEFAULT)
+
+# Held in the initial user namespace, each opens files by handle: groups above the view, or namespaces.
+HANDLE_CAPABILITIES = frozenset(("CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN"))
 
 CGROUP_ROOT = "/sys/fs/cgroup"
 NODES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -161,6 +165,10 @@ def guest_steps(request: Request, facts: Facts, identity: Identity) -> list[Step
     """What the first process does between the clone and its program, in order."""
     policy = request.policy
     steps: list[Step] = [Wait("mapped")]
+    grouped: list[Step] = [Wait("grouped"), *([TakeCgroupNamespace()] if policy.virtualize else []), Tell("rooted")]
+    if moved_first(facts, identity):
+        steps += [*grouped, Wait("placed")]
+        grouped = []
     if identity.root_uid is not None:
         steps.append(BecomeRoot())
     # An overlay in a user namespace keeps its own attributes in user.*, which it may write.
@@ -170,15 +178,16 @@ def guest_steps(request: Request, facts: Facts, identity: Identity) -> list[Step
     steps.append(SetHostname(request.hostname or request.name))
     if request.net != "host":
         steps.append(LoopbackUp())
-    steps.append(Wait("grouped"))
+    steps += grouped
     if policy.virtualize:
-        steps += [TakeCgroupNamespace(), Tell("rooted"), *_view(request, facts, identity)]
+        steps += _view(request, facts, identity)
     else:
-        steps += [Tell("rooted"), MountNew("tmpfs", CGROUP_ROOT, ALL_NO | RDONLY, "mode=755,size=64k")]
+        steps.append(MountNew("tmpfs", CGROUP_ROOT, ALL_NO | RDONLY, "mode=755,size=64k"))
     leaf = _leaf(request, facts)
     if leaf and identity.root_uid is not None:
         steps.append(SetSysctl("user/max_cgroup_namespaces", "0"))
-    if policy.masked or identity.root_uid is None:
+    # CAP_SYS_ADMIN takes covers off again, and where /proc is covered no guest's user namespace can mount its own.
+    if policy.masked or (identity.root_uid is None and "CAP_SYS_ADMIN" not in _capabilities(request, identity, leaf)):
         steps += [Cover(READ_ONLY, read_only=True), Cover(MASKED, read_only=False)]
     if request.terminal:
         steps.append(OpenTerminal())
@@ -187,6 +196,8 @@ def guest_steps(request: Request, facts: Facts, identity: Identity) -> list[Step
     names = _capabilities(request, identity, leaf)
     if request.detach:
         steps.append(RedirectOutput())
+    if identity.root_uid is None and not facts.in_userns and HANDLE_CAPABILITIES & set(names):
+        steps.append(ForbidHandles())
     steps += [
         TakeIdentity(request.user, request.workdir, names, asked not in OPEN_SETS, policy.no_new_privs),
         Tell("ready"),

@@ -154,6 +154,15 @@ class LeaveHost(Step):
 
 
 @record
+class ForbidHandles(Step):
+    """Make open_by_handle_at(2) fail. With CAP_DAC_READ_SEARCH or, for namespaces (Linux 6.18), CAP_SYS_ADMIN
+    of the initial user namespace a handle opens any group, the limit group above the view too."""
+
+    def describe(self) -> str:
+        return "forbid to open files by handle"
+
+
+@record
 class TakeIdentity(Step):
     """Become *user* ("uid[:gid]" or names of the guest's /etc/passwd) with *capabilities*, in *workdir*.
 

@@ -72,3 +72,12 @@ def choose(request: Request, facts: Facts) -> Identity:
         uids = gids = ((0, free.outside, free.count),)
     root_uid, root_gid = _outside(uids, "uid_map"), _outside(gids, "gid_map")
     return Identity(uids, gids, root_uid, root_gid, shift=facts.rootfs_uid != root_uid, private=root_uid != 0)
+
+
+def moved_first(facts: Facts, identity: Identity) -> bool:
+    """Whether the first process must be in its first group before it takes the guest's ids.
+
+    In a v1 hierarchy a mover who is not the host's root moves only processes of its own uid
+    (__cgroup1_procs_write() in kernel/cgroup/cgroup-v1.c).
+    """
+    return identity.private and facts.in_userns and any(h.version == 1 for h in facts.hierarchies)

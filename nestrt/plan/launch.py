@@ -39,7 +39,7 @@ from nestrt.plan.host_steps import (
     ReserveIds,
     ShiftRoot,
 )
-from nestrt.plan.ids import Identity, choose
+from nestrt.plan.ids import Identity, choose, moved_first
 from nestrt.plan.request import PARENT, STATE_DIR, Request, state_file
 from nestrt.plan.steps import Plan, Step, Tell, Wait
 from nestrt.record import replace
@@ -132,7 +132,9 @@ def plan_launch(request: Request, facts: Facts, generation: str, created: int) -
     host.append(Wait("rooted"))
     if request.first_group != request.guest_root:
         host.append(Attach(facts.hierarchies, request.first_group))
-        host += late_steps(request, facts, identity)
+    if moved_first(facts, identity):
+        host.append(Tell("placed"))
+    host += late_steps(request, facts, identity)
     if request.net == "veth":
         host.append(Connect(request.name))
     whole = jsontext.dumps(mark(request, facts, generation, identity, created))

@@ -52,8 +52,7 @@ def test_guest_root_is_the_root_of_all_it_sees(nestrt: Nestrt, guest_name: str, 
             "mountinfo": "cat /proc/self/mountinfo",
             "groups": "; ".join(f"cd {h.mountpoint} && echo {h.mountpoint} */" for h in hierarchies()),
             "level": f"ls -d {CGROUP}/*",
-            "inner": f"mkdir {hierarchies()[0].mountpoint}/web; echo 0 > {hierarchies()[0].mountpoint}/web/cgroup.procs; "
-            "cat /proc/self/cgroup",
+            "inner": f"cd {hierarchies()[0].mountpoint}; mkdir web; echo 0 > web/cgroup.procs; cat /proc/self/cgroup",
         },
         *("--rootfs", busybox, "--name", guest_name, *MODES[mode]),
     )
@@ -82,13 +81,12 @@ def test_fresh_mounts_begin_at_the_same_root(nestrt: Nestrt, guest_name: str, bu
     for number, hierarchy in enumerate(hierarchies()):
         place, how = f"/mnt/{number}", options_of(hierarchy)
         questions[f"mount {number}"] = (
-            f"cd /mnt; for n in {number} {number}b; do mkdir $n && mount {how} none $n && cd $n && echo */ && cd ..; done"
+            f"cd /mnt; for n in {number} {number}b; do mkdir $n && mount {how} none $n && (cd $n; echo */); done"
         )
         questions[f"same {number}"] = f"stat -c %i {hierarchy.mountpoint} {place} {place}b"
         questions[f"made {number}"] = f"mkdir {place}/web{number} && ls -d {hierarchy.mountpoint}/web{number}"
-        questions[f"again {number}"] = (
-            f"umount -l {hierarchy.mountpoint}; mount {how} none {hierarchy.mountpoint} && cd {hierarchy.mountpoint} && echo */"
-        )
+        point = hierarchy.mountpoint
+        questions[f"again {number}"] = f"umount -l {point}; mount {how} none {point} && cd {point} && echo */"
     questions["mountinfo"] = "cat /proc/self/mountinfo"
     options = ("--rootfs", busybox, "--name", guest_name, "--mount", "type=tmpfs,target=/mnt", *MODES[mode])
     answers = ask(nestrt, questions, *options)

@@ -57,7 +57,8 @@ def script(questions: Mapping[str, str]) -> str:
     """A shell script that answers *questions*, each a command in a subshell: ``cd`` and variables end with it."""
     parts = []
     for name, command in questions.items():
-        parts.append(f"echo; echo '{MARK}{name}'\n( {command}\n) 2>&1 </dev/null\nstatus=$?; echo; echo '{MARK}' $status\n")
+        parts.append(f"echo; echo '{MARK}{name}'\n( {command}\n) 2>&1 </dev/null\n")
+        parts.append(f"status=$?; echo; echo '{MARK}' $status\n")
     return "".join(parts)
 
 

@@ -16,8 +16,6 @@ from support.need import SLOW
 from support.rootfs import CHECKOUT
 
 STATE = Path("/run/nestrt")
-# Options of launch for the two ways that the fixture *userns* names.
-USERNS: Mapping[str, tuple[str, ...]] = {"userns": ("--userns", "auto"), "nouserns": ("--userns", "none")}
 
 
 @dataclass(frozen=True)
