@@ -82,7 +82,7 @@ def main() -> int:
     try:
         host = look()
         clean_up()
-        WORK.mkdir()
+        WORK.mkdir(mode=0o755)
         run(report, host)
     except Unable as error:
         print(f"quickstart: this machine cannot run it: {error}", file=sys.stderr)

@@ -176,11 +176,10 @@ def opt_in(report: Report, host: Host, options: list[str]) -> None:
     said = subprocess.run(["unshare", "-m", "cat", "/proc/self/cgroup"], capture_output=True, text=True).stdout
     report.ran("host#", "unshare -m cat /proc/self/cgroup", said, lines=2)
     report.check("unshare -m shows the host's groups, as before", said == own)
-    policy = WORK.with_suffix(".toml")
+    policy = WORK / "plain.toml"
     policy.write_text("[level]\nvirtualize = false\n")
     launch = ["launch", "--rm", "--name", PLAIN, "--policy", str(policy), *options, "--"]
     said = nestrt(*launch, "cat", "/proc/self/cgroup").stdout
-    policy.unlink()
     report.ran("host#", "nestrt launch --policy (virtualize = false) … -- cat /proc/self/cgroup", said, lines=2)
     paths = {line.split(":", 2)[-1] for line in said.splitlines()}
     report.check("a guest whose policy says virtualize = false sees the host's paths", paths == {f"/nestrt/{PLAIN}"})

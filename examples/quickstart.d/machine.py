@@ -14,7 +14,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NESTRT = str(CHECKOUT / "hooks/nestrt")
-OPT = "/opt/nestrt"  # where guests have the checkout: they launch guests of their own
+OPT = "/opt/nestrt"  # where guests have a copy of the checkout: they launch guests of their own
 WORK = Path("/run/nestrt-quickstart")
 MAIN, ROOT, PLAIN, KILLED = "quickstart", "quickstart-root", "quickstart-plain", "quickstart-killed"
 NAMES = (MAIN, ROOT, PLAIN, KILLED)
@@ -180,6 +180,13 @@ class Host:
         return [path for path in found if os.path.lexists(path)] + links
 
 
+def copy_checkout(target: Path) -> None:
+    """Copy the commands to where every guest can read them: a checkout below /root is for the host's root only."""
+    for name in ("nestrt", "hooks"):
+        shutil.copytree(CHECKOUT / name, target / name)
+    subprocess.run(["chmod", "-R", "a+rX", str(WORK)], check=True)
+
+
 def root_filesystem() -> tuple[str, list[str], list[str]]:
     """(in words, options of launch, options of a launch inside that guest).
 
@@ -190,7 +197,8 @@ def root_filesystem() -> tuple[str, list[str], list[str]]:
     def bind(source: str, target: str) -> list[str]:
         return ["--mount", f"type=bind,source={source},target={target},ro"]
 
-    own = bind(str(CHECKOUT), OPT)
+    copy_checkout(WORK / "checkout")
+    own = bind(str(WORK / "checkout"), OPT)
     usr = [path for path in ("/usr", "/bin", "/sbin", "/lib", "/lib64") if not os.path.islink(path)]
     parts = [word for path in usr if os.path.ismount(path) for word in bind(path, path)]
     options = ["--rootfs", "/", "--overlay", *parts]
@@ -199,22 +207,24 @@ def root_filesystem() -> tuple[str, list[str], list[str]]:
         return "this machine's own /, writes thrown away", options + own, options + bind(OPT, OPT)
     if "id-map" not in tried.stderr:
         raise Unable(tried.stderr.strip().removeprefix("nestrt: "))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755,size=16m", "nestrt-quickstart", str(WORK)], check=True)
+    root = WORK / "root"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755,size=16m", "nestrt-quickstart", str(root)], check=True)
     for name in ("dev", "etc", "mnt", "opt/nestrt", "proc", "root", "run", "sys", "tmp"):
-        (WORK / name).mkdir(parents=True)
+        (root / name).mkdir(parents=True)
     for name in ("passwd", "group", "hostname", "debian_version", "ld.so.cache"):
         if Path("/etc", name).exists():
-            shutil.copy(f"/etc/{name}", WORK / "etc")
+            shutil.copy(f"/etc/{name}", root / "etc")
     parts = []
     for path in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"):
         if os.path.islink(path):
-            (WORK / path[1:]).symlink_to(os.readlink(path))
+            (root / path[1:]).symlink_to(os.readlink(path))
         elif os.path.isdir(path):
-            (WORK / path[1:]).mkdir()
+            (root / path[1:]).mkdir()
             parts += bind(path, path)
     inside = ["--rootfs", "/", "--overlay", *parts, *bind(OPT, OPT)]
     words = "this machine's /usr, read-only, on a tmpfs (its / cannot be id-mapped)"
-    return words, ["--rootfs", str(WORK), *parts, *own], inside
+    return words, ["--rootfs", str(root), *parts, *own], inside
 
 
 def mount_lines() -> list[str]:
@@ -227,11 +237,9 @@ def clean_up() -> None:
     """Remove every guest of the quickstart's, whatever state it is in, and its directory."""
     for name in NAMES:
         nestrt("delete", "--force", name)
-    while os.path.ismount(WORK):
-        subprocess.run(["umount", str(WORK)], check=True)
-    if WORK.is_dir():
-        WORK.rmdir()
-    WORK.with_suffix(".toml").unlink(missing_ok=True)
+    while os.path.ismount(WORK / "root"):
+        subprocess.run(["umount", str(WORK / "root")], check=True)
+    shutil.rmtree(WORK, ignore_errors=True)
 
 
 def look() -> Host:
@@ -245,6 +253,4 @@ def look() -> Host:
                      "mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup")  # fmt: skip
     if not host.directory("pids"):
         raise Unable("the pids controller is not there: boot a kernel with CONFIG_CGROUP_PIDS")
-    if not CHECKOUT.stat().st_mode & 0o005 == 0o005:
-        raise Unable(f"guests cannot read {CHECKOUT}: chmod -R a+rX {CHECKOUT}")
     return host
