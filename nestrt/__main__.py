@@ -44,11 +44,19 @@ def main(argv: list[str]) -> int:
 
         from nestrt.kernel import grace
 
-        grace.begin()
+        child = grace.begin()
         gc.disable()  # a launch is over before there is anything to collect
+        try:
+            return _run(command, argv[2:])
+        finally:
+            grace.end(child)
+    return _run(command, argv[2:])
+
+
+def _run(command: str, argv: list[str]) -> int:
     module = __import__(f"nestrt.cli.{command}", fromlist=["main"])
     try:
-        status = module.main(argv[2:])
+        status = module.main(argv)
         sys.stdout.flush()
     except NestrtError as error:
         sys.stderr.write(f"nestrt: {error}\n")

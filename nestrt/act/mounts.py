@@ -97,20 +97,12 @@ def mount_new(guest: Guest, step: do.MountNew) -> None:
 
 
 def bind(guest: Guest, step: do.Bind) -> None:
-    try:
-        source = mount.open_in_root(guest.old_root, step.source, os.O_PATH)
-    except FileNotFoundError:
-        if step.optional:
-            return
-        raise
-    try:
-        directory = stat.S_ISDIR(os.fstat(source).st_mode)
-        tree = mount.open_tree("", step.recursive, source)
-    finally:
-        os.close(source)
+    tree = guest.binds.pop((step.source, step.target), None)
+    if tree is None:
+        return  # optional, and not there
     if step.attributes:
         mount.set_attributes(tree, step.attributes, recursive=step.recursive)
-    put(tree, open_target(step.target, directory))
+    put(tree, open_target(step.target, stat.S_ISDIR(os.fstat(tree).st_mode)))
 
 
 def link(guest: Guest, step: do.Link) -> None:

@@ -8,9 +8,14 @@ from nestrt.act.protocol import Channel
 class Guest:
     """What the first process holds while it sets itself up."""
 
-    def __init__(self, channel: Channel, tree: int, log: int, signals: set[int]) -> None:
+    def __init__(
+        self, channel: Channel, tree: int, binds: dict[tuple[str, str], int], log: int, signals: set[int]
+    ) -> None:
+        """*tree* is the root filesystem, *binds* are the sources of bind mounts (by source and
+        target): detached mounts, as descriptors. *log* is -1 in the foreground."""
         self.channel = channel
         self.tree = tree
+        self.binds = binds
         self.log = log
         self.signals = signals
         self.old_root = -1

@@ -7,7 +7,8 @@ import sys
 import time
 
 from nestrt.act import relay
-from nestrt.act.launch import IdsTaken, Launcher, ShiftRefused
+from nestrt.act.host import IdsTaken, ShiftRefused
+from nestrt.act.launch import Launcher
 from nestrt.act.remove import remove
 from nestrt.cli.options import parse, usage
 from nestrt.cli.request import HEAD, OPTIONS, TAIL, build

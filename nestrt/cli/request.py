@@ -46,7 +46,9 @@ OPTIONS = (
     Option("env", "K=V", "environment variable; K alone takes it over", "e", repeat=True),
     Option("workdir", "DIR", "working directory in the guest", "w"),
     Option("user", "USER", "uid[:gid], or names that the guest knows", "u"),
-    Option("mount", "SPEC", "type=bind,source=DIR,target=DIR[,ro] or type=tmpfs,target=DIR[,size=64M]", repeat=True),
+    Option(
+        "mount", "SPEC", "type=bind,source=DIR,target=DIR[,ro][,idmap] or type=tmpfs,target=DIR[,size=64M]", repeat=True
+    ),
     Option("read-only", "", "make the root filesystem read-only"),
     Option("overlay", "", "throw away what is written to the root filesystem"),
     Option("net", "MODE", "none (loopback only, default), host, or veth (bridge with NAT)"),
@@ -125,7 +127,7 @@ def _mount(text: str) -> MountRequest:
     for word in text.split(","):
         key, _, value = word.partition("=")
         key = {"src": "source", "dst": "target", "destination": "target", "readonly": "ro"}.get(key, key)
-        if key not in ("type", "source", "target", "ro", "rw", "size", "mode") or key in values:
+        if key not in ("type", "source", "target", "ro", "rw", "idmap", "size", "mode") or key in values:
             raise InputError(
                 "read",
                 f"mount {text}",
@@ -153,7 +155,7 @@ def _mount(text: str) -> MountRequest:
         options.append(f"mode={values['mode']}")
     if kind == "bind" and options:
         raise InputError("read", f"mount {text}", "size and mode are for tmpfs", "leave them out")
-    return MountRequest(kind, source, target, "ro" in values, ",".join(options))
+    return MountRequest(kind, source, target, "ro" in values, ",".join(options), kind == "bind" and "idmap" in values)
 
 
 def _environment(texts: list[str]) -> tuple[tuple[str, str], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 
-def begin() -> None:
+def begin() -> int:
     """In a child process, write to the group that this process is in what changes nothing there.
 
     Every write to a cgroup.procs takes the kernel's cgroup_threadgroup_rwsem for
@@ -13,9 +13,15 @@ def begin() -> None:
     20 ms on a small machine; those that come while it waits, or soon after, do not
     wait for another (kernel/rcu/sync.c). Begun here it passes while the launcher
     imports and plans. Whatever fails is left: it only costs the time again.
+
+    Returns the child's pid, 0 if there is none, for end().
     """
-    if os.fork():
-        return
+    try:
+        pid = os.fork()
+    except OSError:  # pids.max
+        return 0
+    if pid:
+        return pid
     try:
         with open("/proc/self/cgroup", encoding="utf-8") as file:
             own = file.read().rpartition("0::")[2].partition("\n")[0]
@@ -28,3 +34,9 @@ def begin() -> None:
             break
     finally:
         os._exit(0)
+
+
+def end(pid: int) -> None:
+    """Reap the child, which has ended long since where a guest was launched: no process of nestrt stays behind."""
+    if pid:
+        os.waitpid(pid, 0)

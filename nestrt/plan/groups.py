@@ -105,6 +105,7 @@ def stamp(request: Request, facts: Facts) -> dict[str, object]:
     """What the guest is told about itself, on its guest root."""
     policy = request.policy
     level = facts.level
+    limits = shown_limits(request, facts)
     return {
         "v": MARK_VERSION,
         "name": request.name,
@@ -123,7 +124,7 @@ def stamp(request: Request, facts: Facts) -> dict[str, object]:
             "max_groups": policy.max_groups,
             "max_depth": policy.max_depth,
         },
-        "limits": shown_limits(request, facts).to_mark(),
+        "limits": replace(limits, devices=applied_rules(facts, limits.devices)).to_mark(),
     }
 
 
@@ -133,6 +134,16 @@ def _settings(hierarchy: Hierarchy, group: str, limits: Limits) -> list[Step]:
         SetFile(hierarchy, group, setting.file, setting.value, setting.optional)
         for setting in settings_for(replace(limits, devices=None), hierarchy.controllers, hierarchy.version)
     ]
+
+
+def applied_rules(facts: Facts, rules: tuple[DeviceRule, ...] | None) -> tuple[DeviceRule, ...]:
+    """The rules that hold for a guest that asked for *rules*: the usual ones, within this level's, if for none."""
+    known = facts.has.devices
+    if rules is not None:
+        return rules
+    if facts.in_userns and known is not None:
+        return known
+    return DEFAULT_RULES if known is None else intersect(DEFAULT_RULES, known)
 
 
 def device_steps(facts: Facts, hierarchy: Hierarchy, group: str, rules: tuple[DeviceRule, ...] | None) -> list[Step]:
@@ -152,9 +163,7 @@ def device_steps(facts: Facts, hierarchy: Hierarchy, group: str, rules: tuple[De
             "the kernel takes none from inside a user namespace, and this level's own are not known",
             "leave --device out: the guest then has the devices of this level, and no more",
         )
-    if rules is None:
-        known = facts.has.devices
-        rules = DEFAULT_RULES if known is None else intersect(DEFAULT_RULES, known)
+    rules = applied_rules(facts, rules)
     if not on_v1:
         return [AttachDeviceProgram(hierarchy, group, tuple(map(format_rule, rules)), build(rules))]
     return [

@@ -45,7 +45,7 @@ class MountNew(Step):
 
 @record
 class Bind(Step):
-    """Bind-mount *source* of the launching level at *target* in the guest."""
+    """Attach *source* of the launching level, which the launcher opened, at *target* in the guest."""
 
     source: str
     target: str

@@ -132,6 +132,20 @@ class OpenRoot(Step):
 
 
 @record
+class OpenBind(Step):
+    """Take a detached copy of the mount at *path*, for a Bind of the guest: by the launcher's rights,
+    for the guest's root may not search the directories that lead there."""
+
+    path: str
+    target: str
+    recursive: bool
+    optional: bool
+
+    def describe(self) -> str:
+        return f"open {self.path} to bind it at {self.target}"
+
+
+@record
 class OpenLog(Step):
     """Open *path*, by the launcher's rights, for what a detached guest writes."""
 
@@ -171,6 +185,17 @@ class ShiftRoot(Step):
 
     def describe(self) -> str:
         return f"id-map the mount of {self.path}"
+
+
+@record
+class ShiftBind(Step):
+    """Id-map the detached mount that OpenBind took for *target* by the guest's user namespace."""
+
+    path: str
+    target: str
+
+    def describe(self) -> str:
+        return f"id-map the mount of {self.path} for {self.target}"
 
 
 @record

@@ -15,8 +15,8 @@ The launcher and the guest's first process go on side by side and meet at words
     enable controllers below the root
     connect the network                 tell: ready
     wait: ready <----------------------
-    mark it as running                  wait: go
-    tell: go -------------------------> become the program
+    tell: go -------------------------> wait: go
+    mark it as running                  become the program
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ from nestrt.level.units import format_cpus
 from nestrt.plan.facts import Facts
 from nestrt.plan.groups import flat_io, group_steps, late_steps, mark
 from nestrt.plan.guest import guest_steps
+from nestrt.plan.guest_steps import Bind
 from nestrt.plan.host_steps import (
     Attach,
     Clone,
     Connect,
     MapIds,
     MarkRunning,
+    OpenBind,
     OpenLog,
     OpenRoot,
     Reserve,
     ReserveIds,
+    ShiftBind,
     ShiftRoot,
 )
 from nestrt.plan.ids import Identity, choose, moved_first
@@ -118,6 +121,10 @@ def plan_launch(request: Request, facts: Facts, generation: str, created: int) -
         _, start, count = identity.uids[0]
         host.append(ReserveIds(f"{STATE_DIR}/ids/{start}-{count}", request.name))
     host.append(OpenRoot(request.rootfs, recursive=request.rootfs != "/" and not request.overlay))
+    guest = guest_steps(request, facts, identity)
+    host += [
+        OpenBind(step.source, step.target, step.recursive, step.optional) for step in guest if isinstance(step, Bind)
+    ]
     if request.detach:
         host.append(OpenLog(request.log))
     host += group_steps(request, facts, generation, identity, created)
@@ -126,6 +133,8 @@ def plan_launch(request: Request, facts: Facts, generation: str, created: int) -
         host.append(MapIds(identity.uids, identity.gids))
     if identity.shift:
         host.append(ShiftRoot(request.rootfs))
+    if identity.private:
+        host += [ShiftBind(mount.source, mount.target) for mount in request.mounts if mount.idmap]
     host.append(Tell("mapped"))
     host.append(Attach(facts.hierarchies, request.guest_root))
     host.append(Tell("grouped"))
@@ -138,5 +147,6 @@ def plan_launch(request: Request, facts: Facts, generation: str, created: int) -
     if request.net == "veth":
         host.append(Connect(request.name))
     whole = jsontext.dumps(mark(request, facts, generation, identity, created))
-    host += [Wait("ready"), MarkRunning(facts.primary, request.limit_group, facts.mark, whole), Tell("go")]
-    return Plan(request.name, tuple(host), tuple(guest_steps(request, facts, identity)))
+    # Marked last: a guest whose launch was killed before its program could run is one that gc removes.
+    host += [Wait("ready"), Tell("go"), MarkRunning(facts.primary, request.limit_group, facts.mark, whole)]
+    return Plan(request.name, tuple(host), tuple(guest))

@@ -15,13 +15,17 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @record
 class MountRequest:
-    """One ``--mount``: *kind* is bind or tmpfs; *options* is mount(2) data for tmpfs ("size=64M")."""
+    """One ``--mount``: *kind* is bind or tmpfs; *options* is mount(2) data for tmpfs ("size=64M").
+
+    *idmap*: what the launching level's ids own below a bind the guest's same ids own (mount_setattr(2)).
+    """
 
     kind: str
     source: str
     target: str
     read_only: bool = False
     options: str = ""
+    idmap: bool = False
 
 
 @record

@@ -42,7 +42,7 @@ def test_options(nestrt: Nestrt, new_guest: Callable[[], str], busybox: Path) ->
     many = "x" * 300
     cases: list[tuple[list[str], list[str]]] = [
         (["--memroy", "64M"], ["--memroy", "did you mean --memory?"]),
-        (["-m"], ["-m", "its value is missing"]),
+        (["-m", "--"], ['memory "--"', "512M"]),
         (["-m", "64M", "-m", "65M"], ["-m", "twice"]),
         (["--rm=yes"], ["--rm", "takes no value"]),
         (["-m", "64X"], ['memory "64X"', "512M"]),
@@ -68,7 +68,7 @@ def test_options(nestrt: Nestrt, new_guest: Callable[[], str], busybox: Path) ->
         (["--mount", "type=bind,source=/absent,target=/x"], ["/absent", "that is there"]),
         (["--mount", "type=tmpfs,target=/x/../.."], ["target", "without .."]),
         (["--mount", "type=tmpfs,target=x"], ["target", "/DIR"]),
-        (["--mount", "type=tmpfs,target=/x,sise=1M"], ["'sise'"]),
+        (["--mount", "type=tmpfs,target=/x,sise=1M"], ["'sise=1M'"]),
         (["--net", "bridge"], ["--net bridge", "veth"]),
         (["--userns", "0:1"], ['"0:1"', "inside:outside:count"]),
         (["--capabilities", "CAP_ROOT"], ["CAP_ROOT", "CAP_NET_ADMIN"]),
@@ -125,7 +125,7 @@ def test_policies(nestrt: Nestrt, new_guest: Callable[[], str], busybox: Path, t
         ("[veiw]\n", ["veiw", "did you mean view?"]),
         ("[level]\nmax_level = true", ["[level] max_level"]),
         ("[level]\nmax_level = 0", ["[level] max_level"]),
-        ('[view]\nmount = "rx"', ["[view] mount", "rw"]),
+        ('[view]\nmount = "rx"', ["[view] mount", '"rx"', "did you mean ro?"]),
         ('[limits]\nmemory = "lots"', ["[limits] memory", '"lots"']),
         ('[limits]\ncpus = "5-2"', ["[limits] cpus", '"5-2"']),
         ('[limits]\nmemory = "900T"', ["memory 900T", "ask for"]),

@@ -67,8 +67,8 @@ def settle(name: str, first: int, witness: Path) -> bool:
     return True
 
 
-def anything_left(name: str, witness: Path) -> list[str]:
-    """leftovers() but for the mounts and the processes that only name the witness or this test."""
+def anything_left(name: str) -> list[str]:
+    """leftovers() but for a process that only names the guest: these tests themselves."""
     return [line for line in leftovers(name) if "pytest" not in line]
 
 
@@ -86,13 +86,13 @@ def kill_the_launcher(
     taken = nestrt.run("gc", timeout=60).ok().out.split()
     told = {name: point for point, name in names.items()}
     for name in ended:
-        assert not anything_left(name, witness), (told[name], taken)
+        assert not anything_left(name), (told[name], taken)
     for name in running:
         # Nothing was lost of it: it goes on as it was asked for, until it is deleted.
         assert name not in taken
         assert settle(name, 0, witness)
         nestrt.run("delete", "--force", name).ok()
-        assert not anything_left(name, witness), told[name]
+        assert not anything_left(name), told[name]
     # Only the last step of each side lets the program run.
     assert len(running) <= 3, [told[name] for name in running]
 
@@ -142,7 +142,7 @@ def kill_the_first_process(
             assert not (witness / name).exists(), point
         assert len(killed.err.splitlines()) == (status == 125), (point, killed.err)
         assert "Traceback" not in killed.err
-        assert not anything_left(name, witness), point
+        assert not anything_left(name), point
 
 
 def points_with_first(nestrt: Nestrt, root: Path, witness: Path, mode: str) -> list[tuple[str, int]]:
@@ -219,6 +219,22 @@ def test_gc_takes_nothing_from_launches_under_way(nestrt: Nestrt, new_guest: Cal
             _, err = process.communicate(timeout=30)
             assert (process.returncode, err) == (7, b"")
     assert not [line for name in names for line in leftovers(name)]
+
+
+def test_a_launch_killed_before_its_program_ran_is_not_taken_for_an_ended_guest(
+    nestrt: Nestrt, new_guest: Callable[[], str], busybox: Path, witness: Path
+) -> None:
+    """Without --rm gc keeps guests that have ended. What never ran is not one of them, however late the kill."""
+    for late in range(3):
+        name = new_guest()
+        args = [word for word in words(busybox, witness, name, "userns") if word != "--rm"]
+        steps = count_steps(nestrt, *args)
+        killed = launch_and_kill(witness / "errors", "launcher", "host", steps["host"] - late, args)
+        assert killed.reached
+        if settle(name, killed.first, witness):
+            continue
+        nestrt.run("gc").ok()
+        assert not anything_left(name), late
 
 
 def test_no_id_stays_reserved(nestrt: Nestrt, guest_name: str, busybox: Path, witness: Path) -> None:

@@ -1,0 +1,249 @@
+"""The launcher's steps, carried out: one function for each kind in plan/host_steps.py."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from nestrt import jsontext
+from nestrt.act import guest
+from nestrt.act.process import Guest
+from nestrt.act.protocol import pair
+from nestrt.errors import HostError, StateError
+from nestrt.kernel import bpf, cgroup, mount, namespaces, pidfd
+from nestrt.plan import host_steps as do
+from nestrt.plan.steps import Step, Tell, Wait
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nestrt.act.launch import Launcher
+
+
+class ShiftRefused(HostError):
+    """The kernel would not id-map the root filesystem."""
+
+
+class IdsTaken(StateError):
+    """Another launch took the same range of ids a moment ago."""
+
+
+def _reserve(launcher: Launcher, step: do.Reserve) -> None:
+    directory = os.path.dirname(step.path)
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    # Locked before it has a name: a file that is there and not locked has lost its launcher.
+    fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    os.write(fd, step.content.encode())
+    at = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # With a directory descriptor Python calls linkat(2), which alone follows the link (open(2), O_TMPFILE).
+        os.link(f"/proc/self/fd/{fd}", os.path.basename(step.path), dst_dir_fd=at, follow_symlinks=True)
+    except FileExistsError as error:
+        os.close(fd)
+        raise StateError(
+            "launch",
+            f"guest {launcher.plan.name}",
+            "the name is in use",
+            f"choose another, or: nestrt delete {launcher.plan.name}",
+        ) from error
+    finally:
+        os.close(at)
+    launcher.lock = fd
+
+
+def _reserve_ids(launcher: Launcher, step: do.ReserveIds) -> None:
+    os.makedirs(os.path.dirname(step.path), mode=0o755, exist_ok=True)
+    try:
+        os.symlink(step.name, step.path)
+    except FileExistsError as error:
+        raise IdsTaken(
+            "reserve", f"ids {os.path.basename(step.path)}", "another guest took them", "try again"
+        ) from error
+
+
+def _make_group(launcher: Launcher, step: do.MakeGroup) -> None:
+    try:
+        os.mkdir(step.hierarchy.path(step.group), 0o755)
+    except FileExistsError as error:
+        if not step.exist_ok:
+            raise StateError(
+                "launch",
+                f"guest {launcher.plan.name}",
+                f"group {step.hierarchy.path(step.group)} is there already",
+                "choose another --name, or remove what is left: nestrt gc",
+            ) from error
+
+
+def _set_file(launcher: Launcher, step: do.SetFile) -> None:
+    try:
+        cgroup.write(step.hierarchy.path(step.group, step.file), step.value)
+    except FileNotFoundError:
+        if not step.optional:
+            raise
+
+
+def _enable(launcher: Launcher, step: do.EnableControllers) -> None:
+    have = cgroup.read(step.hierarchy.path(step.group, "cgroup.subtree_control")).split()
+    file = step.hierarchy.path(step.group, "cgroup.subtree_control")
+    missing = [f"+{name}" for name in step.controllers if name not in have]
+    if not missing:
+        return
+    try:
+        cgroup.write(file, " ".join(missing))
+    except OSError as error:
+        if error.errno in (errno.EBUSY, errno.EACCES, errno.EROFS):
+            raise
+        # One that cannot be had (cpu beside realtime processes, say) takes the others with it.
+        for name in missing:
+            try:
+                cgroup.write(file, name)
+            except OSError:
+                continue
+
+
+def _fill_cpuset(launcher: Launcher, step: do.FillCpuset) -> None:
+    parent = step.group.rpartition("/")[0] or "/"
+    for file in ("cpuset.mems", "cpuset.cpus"):
+        if not cgroup.read(step.hierarchy.path(step.group, file)):
+            cgroup.write(step.hierarchy.path(step.group, file), cgroup.read(step.hierarchy.path(parent, file)))
+    cgroup.write(step.hierarchy.path(step.group, "cgroup.clone_children"), "1")
+
+
+def _set_mark(launcher: Launcher, step: do.SetMark) -> None:
+    os.setxattr(step.hierarchy.path(step.group), step.attribute, step.value.encode())
+
+
+def _mark_running(launcher: Launcher, step: do.MarkRunning) -> None:
+    value = jsontext.loads(step.value)
+    value.update(state="running", pid=launcher.pid, start=pidfd.start_time(launcher.pid) or 0)
+    os.setxattr(step.hierarchy.path(step.group), step.attribute, jsontext.dumps(value).encode())
+
+
+def _attach_program(launcher: Launcher, step: do.AttachDeviceProgram) -> None:
+    program = bpf.load_device_program(step.code)
+    try:
+        bpf.attach(step.hierarchy.path(step.group), program)
+    finally:
+        os.close(program)
+
+
+def _delegate(launcher: Launcher, step: do.Delegate) -> None:
+    directory = step.hierarchy.path(step.group)
+    files = os.listdir(directory) if step.files == ("*",) else step.files
+    for name in files:
+        try:
+            os.chown(f"{directory}/{name}", step.uid, step.gid)
+        except FileNotFoundError:
+            continue
+    os.chown(directory, step.uid, step.gid)
+
+
+def _open_root(launcher: Launcher, step: do.OpenRoot) -> None:
+    launcher.tree = mount.open_tree(step.path, step.recursive)
+
+
+def _open_bind(launcher: Launcher, step: do.OpenBind) -> None:
+    try:
+        launcher.binds[step.path, step.target] = mount.open_tree(step.path, step.recursive)
+    except FileNotFoundError:
+        if not step.optional:
+            raise
+
+
+def _open_log(launcher: Launcher, step: do.OpenLog) -> None:
+    launcher.log = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _clone(launcher: Launcher, step: do.Clone) -> None:
+    launcher.channel, theirs = pair()
+    launcher.pid, launcher.pidfd = namespaces.clone(step.flags)
+    if launcher.pid == 0:
+        os.close(launcher.channel.sock.detach())
+        os.close(launcher.lock)
+        held = Guest(theirs, launcher.tree, launcher.binds, launcher.log, launcher.signals)
+        guest.main(launcher.plan, held, launcher.observe)
+    os.close(theirs.sock.detach())
+
+
+def _map_ids(launcher: Launcher, step: do.MapIds) -> None:
+    namespaces.write_id_map(launcher.pid, "uid_map", step.uids)
+    namespaces.write_id_map(launcher.pid, "gid_map", step.gids)
+
+
+def _shift(launcher: Launcher, tree: int) -> None:
+    """Id-map a detached mount by the first process's user namespace."""
+    userns = os.open(f"/proc/{launcher.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        mount.set_attributes(tree, mount.MOUNT_ATTR_IDMAP, recursive=True, userns=userns)
+    finally:
+        os.close(userns)
+
+
+def _shift_bind(launcher: Launcher, step: do.ShiftBind) -> None:
+    try:
+        _shift(launcher, launcher.binds[step.path, step.target])
+    except OSError as error:
+        raise HostError(
+            "id-map",
+            f"the mount of {step.path}",
+            f"its filesystem cannot be id-mapped ({error.strerror})",
+            "leave idmap out of --mount, or take a directory on ext4, xfs, btrfs or tmpfs",
+        ) from error
+
+
+def _shift_root(launcher: Launcher, step: do.ShiftRoot) -> None:
+    try:
+        _shift(launcher, launcher.tree)
+    except OSError as error:
+        raise ShiftRefused(
+            "id-map",
+            f"root filesystem {step.path}",
+            f"its filesystem, or one mounted below it, cannot be id-mapped ({error.strerror})",
+            "use one on ext4, xfs, btrfs or tmpfs, or --userns none, or chown it for --userns 0:OUTSIDE:COUNT",
+        ) from error
+
+
+def _attach(launcher: Launcher, step: do.Attach) -> None:
+    for hierarchy in step.hierarchies:
+        cgroup.write(hierarchy.path(step.group, "cgroup.procs"), str(launcher.pid))
+
+
+def _connect(launcher: Launcher, step: do.Connect) -> None:
+    if launcher.connect:
+        launcher.connect(step.name, launcher.pid)
+
+
+def _tell(launcher: Launcher, step: Tell) -> None:
+    launcher.channel.tell(step.word)
+
+
+def _wait(launcher: Launcher, step: Wait) -> None:
+    launcher.channel.wait(step.word)
+
+
+STEPS: dict[type[Step], Callable[..., None]] = {
+    do.Reserve: _reserve,
+    do.ReserveIds: _reserve_ids,
+    do.MakeGroup: _make_group,
+    do.SetFile: _set_file,
+    do.EnableControllers: _enable,
+    do.FillCpuset: _fill_cpuset,
+    do.SetMark: _set_mark,
+    do.MarkRunning: _mark_running,
+    do.AttachDeviceProgram: _attach_program,
+    do.Delegate: _delegate,
+    do.OpenRoot: _open_root,
+    do.OpenBind: _open_bind,
+    do.OpenLog: _open_log,
+    do.Clone: _clone,
+    do.MapIds: _map_ids,
+    do.ShiftRoot: _shift_root,
+    do.ShiftBind: _shift_bind,
+    do.Attach: _attach,
+    do.Connect: _connect,
+    Tell: _tell,
+    Wait: _wait,
+}
