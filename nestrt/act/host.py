@@ -224,6 +224,10 @@ def _wait(launcher: Launcher, step: Wait) -> None:
     launcher.channel.wait(step.word)
 
 
+def _await_program(launcher: Launcher, step: do.AwaitProgram) -> None:
+    launcher.await_program()
+
+
 STEPS: dict[type[Step], Callable[..., None]] = {
     do.Reserve: _reserve,
     do.ReserveIds: _reserve_ids,
@@ -232,6 +236,7 @@ STEPS: dict[type[Step], Callable[..., None]] = {
     do.EnableControllers: _enable,
     do.FillCpuset: _fill_cpuset,
     do.SetMark: _set_mark,
+    do.AwaitProgram: _await_program,
     do.MarkRunning: _mark_running,
     do.AttachDeviceProgram: _attach_program,
     do.Delegate: _delegate,

@@ -65,6 +65,9 @@ class Launcher:
                 raise self._cause(step, error) from error
             if self.observe:
                 self.observe("host", step)
+
+    def await_program(self) -> None:
+        """Wait until the first process is the guest's program; raises what it told instead."""
         words = self.channel.last_words()
         if words:
             self.wait()

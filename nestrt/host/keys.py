@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Value = int | frozenset[int] | dict[str, int]
 
 # v1 has no "max": memory.limit_in_bytes and its like read back as the largest multiple of a page.
-UNLIMITED = (1 << 63) - (1 << 16)
+UNLIMITED = 1 << 62
 # Promises to a group, not limits on it.
 PROTECTIONS = ("low", "min")
 

@@ -220,6 +220,16 @@ class Connect(Step):
 
 
 @record
+class AwaitProgram(Step):
+    """Wait until the first process has become the *program*, or has told why it could not."""
+
+    program: str
+
+    def describe(self) -> str:
+        return f"wait until {self.program} runs"
+
+
+@record
 class MarkRunning(Step):
     """Add the first process's pid and start time to the mark *value*, and that it runs."""
 

@@ -16,7 +16,8 @@ The launcher and the guest's first process go on side by side and meet at words
     connect the network                 tell: ready
     wait: ready <----------------------
     tell: go -------------------------> wait: go
-    mark it as running                  become the program
+    await: end of file <--------------- become the program
+    mark it as running
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from nestrt.plan.guest import guest_steps
 from nestrt.plan.guest_steps import Bind
 from nestrt.plan.host_steps import (
     Attach,
+    AwaitProgram,
     Clone,
     Connect,
     MapIds,
@@ -147,6 +149,7 @@ def plan_launch(request: Request, facts: Facts, generation: str, created: int) -
     if request.net == "veth":
         host.append(Connect(request.name))
     whole = jsontext.dumps(mark(request, facts, generation, identity, created))
-    # Marked last: a guest whose launch was killed before its program could run is one that gc removes.
-    host += [Wait("ready"), Tell("go"), MarkRunning(facts.primary, request.limit_group, facts.mark, whole)]
+    # Marked last: a guest whose launch was killed before its program ran is one that gc removes.
+    host += [Wait("ready"), Tell("go"), AwaitProgram(request.command[0])]
+    host.append(MarkRunning(facts.primary, request.limit_group, facts.mark, whole))
     return Plan(request.name, tuple(host), tuple(guest))

@@ -88,13 +88,13 @@ def kill_the_launcher(
     for name in ended:
         assert not anything_left(name), (told[name], taken)
     for name in running:
-        # Nothing was lost of it: it goes on as it was asked for, until it is deleted.
-        assert name not in taken
-        assert settle(name, 0, witness)
-        nestrt.run("delete", "--force", name).ok()
+        # It runs as it was asked for, and goes on until it is deleted; unless its launch was not over: then gc took it.
+        if name not in taken:
+            assert settle(name, 0, witness)
+            nestrt.run("delete", "--force", name).ok()
         assert not anything_left(name), told[name]
-    # Only the last step of each side lets the program run.
-    assert len(running) <= 3, [told[name] for name in running]
+    # Only the last steps let the program run.
+    assert len(running) <= 4, [told[name] for name in running]
 
 
 def all_points(nestrt: Nestrt, root: Path, witness: Path, mode: str) -> list[tuple[str, int]]:
@@ -128,7 +128,7 @@ def kill_the_first_process(
     """Kill the first process at all *points*: the launcher says so in one line and takes everything back itself."""
     steps = count_steps(nestrt, *words(root, witness, "nestrt-count", mode))
     # From its word "ready" on it is told to go on at any moment; a killed guest is all that can be told then.
-    late = {("guest", steps["guest"] - n) for n in (1, 2)} | {("host", steps["host"] - n) for n in (0, 1)}
+    late = {("guest", steps["guest"] - n) for n in (1, 2)} | {("host", steps["host"] - n) for n in (0, 1, 2)}
     for point in points:
         name = new_guest()
         killed = launch_and_kill(witness / "errors", "first", *point, words(root, witness, name, mode))
@@ -225,7 +225,7 @@ def test_a_launch_killed_before_its_program_ran_is_not_taken_for_an_ended_guest(
     nestrt: Nestrt, new_guest: Callable[[], str], busybox: Path, witness: Path
 ) -> None:
     """Without --rm gc keeps guests that have ended. What never ran is not one of them, however late the kill."""
-    for late in range(3):
+    for late in range(4):
         name = new_guest()
         args = [word for word in words(busybox, witness, name, "userns") if word != "--rm"]
         steps = count_steps(nestrt, *args)
