@@ -7,7 +7,7 @@ import fcntl
 import os
 
 from nestrt import jsontext
-from nestrt.act import guest
+from nestrt.act import guest, relay
 from nestrt.act.process import Guest
 from nestrt.act.protocol import pair
 from nestrt.errors import HostError, StateError
@@ -222,6 +222,8 @@ def _tell(launcher: Launcher, step: Tell) -> None:
 
 def _wait(launcher: Launcher, step: Wait) -> None:
     launcher.channel.wait(step.word)
+    if launcher.master is not None:
+        relay.fit(launcher.master)  # before the program can ask
 
 
 def _await_program(launcher: Launcher, step: do.AwaitProgram) -> None:

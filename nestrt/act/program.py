@@ -20,6 +20,7 @@ else:
 SYS_close_range = 436
 CLOSE_RANGE_CLOEXEC = 4
 PASSWD_LIMIT = 1 << 20
+NO_ID = 0xFFFFFFFF
 
 
 def take_identity(guest: Guest, step: do.TakeIdentity) -> None:
@@ -76,8 +77,9 @@ def _lookup(file: str, key: str, column: int) -> list[str] | None:
 
 
 def _digits(text: str) -> int | None:
-    """*text* as an id, None if it is no number."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
+    """*text* as an id, None if it is none: 4294967295 is -1, which setresuid(2) takes for "as it is"."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else NO_ID
+    return number if number < NO_ID else None
 
 
 def _find_user(user: str) -> tuple[int, int, list[int]]:

@@ -143,6 +143,13 @@ def _in_our_group(pid: int) -> bool:
         return False
 
 
+def fit(master: int, stdin: int = 0, stdout: int = 1) -> None:
+    """Give the terminal of *master* the size of the launcher's own, if it has one."""
+    size = terminal.window_size(stdin) or terminal.window_size(stdout)
+    if size is not None:
+        terminal.set_window_size(master, *size)
+
+
 class _Relay:
     """The bytes under way between a terminal and a guest's, and what is still open."""
 
@@ -237,9 +244,8 @@ class _Relay:
 
     def resize(self) -> None:
         """Give the guest's terminal the size of the one outside; its foreground processes hear of a change."""
-        size = terminal.window_size(self.stdin) or terminal.window_size(self.stdout)
-        if size is not None and self.connected:
-            terminal.set_window_size(self.master, *size)
+        if self.connected:
+            fit(self.master, self.stdin, self.stdout)
 
     def read_input(self) -> None:
         try:

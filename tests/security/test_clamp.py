@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from support.attack import limits_of, policy_file, run_script
+from support.attack import PRELUDE, limits_of, open_directories, policy_file, run_script
 from support.guests import MODES, ask, directory, inside
 from support.hostside import cpus_online, hierarchies, hierarchy_of, is_v2_only, limit_group, mark, v2_hierarchy
 from support.need import SLOW
@@ -327,7 +327,8 @@ def test_groups_end_at_max_groups_and_max_depth(
         {
             "deep": f"cd {tree.mountpoint}; d=.; for i in 1 2 3 4 5 6; do d=$d/d; mkdir $d || break; echo $i; done",
             "nested": f"cd {tree.mountpoint}; mkdir -p n; echo 0 > n/cgroup.procs; unshare -C -m sh -c "
-            "'mount -t cgroup2 none /mnt; cd /mnt; d=.; for i in 1 2 3 4 5 6; do d=$d/d; mkdir $d || break; echo $i; done'",
+            "'mount -t cgroup2 none /mnt; cd /mnt; "
+            "d=.; for i in 1 2 3 4 5 6; do d=$d/d; mkdir $d || break; echo $i; done'",
             "wide": f"cd {tree.mountpoint}; mkdir $(seq 1 {most + 50}) 2>/dev/null; ls -d */ */*/ */*/*/ | wc -l",
             "more": f"mkdir {tree.mountpoint}/n/more",
             "unlock": f"echo max > {tree.mountpoint}/cgroup.max.descendants; mkdir {tree.mountpoint}/n/more",
@@ -373,10 +374,9 @@ def test_dots_are_no_mount_target(nestrt: Nestrt, busybox: Path, target: str) ->
 def test_nothing_of_the_callers_leaks(
     nestrt: Nestrt, guest_name: str, busybox: Path, tmp_path: Path, mode: str
 ) -> None:
-    from support.attack import open_directories
-
     secret = "nestrt-secret-4711"
-    script = "ls -l /proc/self/fd /proc/1/fd; for l in self/cwd 1/cwd 1/root 1/exe; do echo link: $(readlink /proc/$l); done; env"
+    links = "self/cwd 1/cwd 1/root 1/exe"
+    script = f"ls -l /proc/self/fd /proc/1/fd; for l in {links}; do echo link: $(readlink /proc/$l); done; env"
     argv = [
         nestrt.command,
         "launch",
@@ -416,8 +416,6 @@ def test_nothing_of_the_callers_leaks(
 def test_a_leaked_descriptor_is_no_working_directory(
     nestrt: Nestrt, guest_name: str, make_busybox: Callable[[], Path]
 ) -> None:
-    from support.attack import open_directories
-
     root = make_busybox()
     with open_directories("/") as leaked:
         (root / "app").symlink_to(f"/proc/self/fd/{leaked[0]}")
@@ -477,8 +475,6 @@ sys.exit(subprocess.run(sys.argv[1:], stdin=slave).returncode)
 def test_a_guest_cannot_type_into_the_callers_terminal(
     nestrt: Nestrt, guest_name: str, python: PythonRoot, mode: str
 ) -> None:
-    from support.attack import PRELUDE
-
     argv = [nestrt.command, "launch", *python.options, "--name", guest_name, *MODES[mode]]
     argv += ["--", "/usr/bin/python3", "-ISc", PRELUDE + TYPE]
     done = subprocess.run(
@@ -505,7 +501,8 @@ claims = {
     "escape": json.dumps({"v": 1, "name": "\\x1b[31mred\\n", "state": "running", "command": ["\\x1b]0;title\\x07"]}),
     "types": json.dumps({"v": "1", "name": 7, "level": "x", "pid": [], "ids": 3, "limits": [1], "view": 1}),
 }
-names = ["nestrt", *(f"nestrt/{name}" for name in claims), "red\\x1b[31m", "new\\nline", b"bad\\xff".decode("utf-8", "surrogateescape")]
+names = ["nestrt", *(f"nestrt/{name}" for name in claims)]
+names += ["red\\x1b[31m", b"bad\\xff".decode("utf-8", "surrogateescape")]
 for place in mounts():
     for name in names:
         answers[name] = attempt(os.mkdir, f"{place}/{name}")
@@ -541,10 +538,7 @@ def test_forged_marks_are_claims(nestrt: Nestrt, guest_name: str, python: Python
 
 def test_fork_bomb_and_hog_end_with_the_guest(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
     """A guest at its limits of processes and memory is deleted like any other."""
-    script = (
-        "trap '' TERM INT HUP; mkdir -p /tmp/x; for i in $(seq 60); do (trap '' TERM; while :; do sleep 1; done) & done; "
-        "wait"
-    )
+    script = "trap '' TERM INT HUP; for i in $(seq 60); do (trap '' TERM; while :; do sleep 1; done) & done; wait"
     nestrt.run("launch", "-d", "--rootfs", busybox, "--name", guest_name, *LIMITS, "--", "sh", "-c", script).ok()
     nestrt.run("delete", "--force", guest_name).ok()
 
@@ -555,12 +549,15 @@ def test_groups_that_resist_are_removed(nestrt: Nestrt, guest_name: str, busybox
     tree = v2_hierarchy()
     assert tree is not None
     freezer = hierarchy_of("freezer")
+    cold = f"{directory('freezer', '/') if freezer else tree.mountpoint}/cold"
     frozen = (
-        f"{directory('freezer', '/')}/cold/cgroup.procs", f"{directory('freezer', '/')}/cold/freezer.state", "FROZEN"
-    ) if freezer else (f"{tree.mountpoint}/cold/cgroup.procs", f"{tree.mountpoint}/cold/cgroup.freeze", "1")  # fmt: skip
+        f"{cold}/cgroup.procs",
+        *((f"{cold}/freezer.state", "FROZEN") if freezer else (f"{cold}/cgroup.freeze", "1")),
+    )
     script = (
         f"cd {tree.mountpoint}; mkdir -p cold warm/thread -- '-rf' 'a b' $(printf 'x%.0s' $(seq 200)); "
-        f"mkdir -p {os.path.dirname(frozen[0])}; sleep 1000 & echo $! > {frozen[0]}; sleep 1000 & echo $! > cold/cgroup.procs; "
+        f"mkdir -p {os.path.dirname(frozen[0])}; sleep 1000 & echo $! > {frozen[0]}; "
+        f"sleep 1000 & echo $! > cold/cgroup.procs; "
         f"echo threaded > warm/thread/cgroup.type; (echo 0 > warm/cgroup.procs; exec sleep 1000) & sleep 0.1; "
         f"echo {frozen[2]} > {frozen[1]}; echo 1 > cold/cgroup.freeze; echo ready; sleep 1000"
     )
