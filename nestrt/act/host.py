@@ -13,6 +13,7 @@ from nestrt.act.protocol import pair
 from nestrt.errors import HostError, StateError
 from nestrt.kernel import bpf, cgroup, mount, namespaces, pidfd
 from nestrt.plan import host_steps as do
+from nestrt.plan.request import PARENT_LOCK
 from nestrt.plan.steps import Step, Tell, Wait
 
 TYPE_CHECKING = False
@@ -52,6 +53,8 @@ def _reserve(launcher: Launcher, step: do.Reserve) -> None:
     finally:
         os.close(at)
     launcher.lock = fd
+    launcher.parent_lock = os.open(PARENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(launcher.parent_lock, fcntl.LOCK_SH)
 
 
 def _reserve_ids(launcher: Launcher, step: do.ReserveIds) -> None:
@@ -163,9 +166,11 @@ def _clone(launcher: Launcher, step: do.Clone) -> None:
     if launcher.pid == 0:
         os.close(launcher.channel.sock.detach())
         os.close(launcher.lock)
+        os.close(launcher.parent_lock)
         held = Guest(theirs, launcher.tree, launcher.binds, launcher.log, launcher.signals)
         guest.main(launcher.plan, held, launcher.observe)
     os.close(theirs.sock.detach())
+    os.close(launcher.parent_lock)
 
 
 def _map_ids(launcher: Launcher, step: do.MapIds) -> None:

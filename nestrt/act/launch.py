@@ -46,6 +46,7 @@ class Launcher:
         self.pid = 0
         self.pidfd = -1
         self.lock = -1
+        self.parent_lock = -1
         self.tree = -1
         self.binds: dict[tuple[str, str], int] = {}
         self.log = -1

@@ -15,7 +15,7 @@ from nestrt import jsontext
 from nestrt.errors import KernelError, StateError
 from nestrt.kernel import cgroup
 from nestrt.plan.facts import Hierarchy
-from nestrt.plan.request import FIRST_GROUP, GUEST_ROOT, PARENT, STATE_DIR, state_file
+from nestrt.plan.request import FIRST_GROUP, GUEST_ROOT, PARENT, PARENT_LOCK, STATE_DIR, state_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -142,6 +142,25 @@ def _unreserve(name: str) -> None:
             continue
 
 
+def _remove_parent(hierarchies: tuple[Hierarchy, ...]) -> None:
+    """Remove the group that all guests share, if no guest is in it and none is being made."""
+    try:
+        fd = os.open(PARENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for hierarchy in hierarchies:
+            try:
+                os.rmdir(hierarchy.path(PARENT))
+            except OSError:
+                continue  # other guests are there
+    except BlockingIOError:
+        pass  # the launch that has the lock removes it, or a later one
+    finally:
+        os.close(fd)
+
+
 def _remove_idle(hierarchy: Hierarchy, group: str) -> None:
     """Remove the groups of a guest that has ended and has left none of its own, without looking first."""
     for directory in (f"{group}/{GUEST_ROOT}/{FIRST_GROUP}", f"{group}/{GUEST_ROOT}", group):
@@ -166,10 +185,7 @@ def remove(name: str, hierarchies: tuple[Hierarchy, ...], disconnect: Callable[[
     deadline = time.monotonic() + PATIENCE
     for hierarchy in hierarchies:
         _remove_groups(hierarchy, group, deadline)
-        try:
-            os.rmdir(hierarchy.path(PARENT))
-        except OSError:
-            pass  # other guests are there, or the next one just came
+    _remove_parent(hierarchies)
     if disconnect:
         disconnect(name)
     _unreserve(name)

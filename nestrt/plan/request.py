@@ -69,6 +69,10 @@ class Request:
         return f"{self.guest_root}/{self.policy.start_in}"
 
 
+# Held shared while a launch makes its groups: the group that all guests share must not be removed meanwhile.
+PARENT_LOCK = f"{STATE_DIR}/parent.lock"
+
+
 def state_file(name: str) -> str:
     """The runtime's state file of a guest: its name, generation and parent group, locked by its launcher."""
     return f"{STATE_DIR}/guests/{name}"

@@ -38,6 +38,7 @@ def complaint(result: Result, name: str, status: int, words: Iterable[str]) -> s
 
 
 # Options, before anything is made. Object and remedy stand beside each.
+@pytest.mark.slow_on_vm
 def test_options(nestrt: Nestrt, new_guest: Callable[[], str], busybox: Path) -> None:
     many = "x" * 300
     cases: list[tuple[list[str], list[str]]] = [
@@ -119,6 +120,7 @@ def test_what_is_not_there_to_give(nestrt: Nestrt, new_guest: Callable[[], str],
 
 
 # Policies: file, key, reason.
+@pytest.mark.slow_on_vm
 def test_policies(nestrt: Nestrt, new_guest: Callable[[], str], busybox: Path, tmp_path: Path) -> None:
     cases = [
         ('[view]\nmont = "rw"', ["[view] mont", "did you mean mount?"]),

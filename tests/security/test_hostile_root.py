@@ -22,6 +22,7 @@ import pytest
 
 from support.guests import MODES, ask
 from support.need import SLOW
+from support.rootfs import python_root
 from support.runner import Nestrt, Result, leftovers
 
 HOSTS_PYTHON = Path("/usr/bin/python3").resolve()
@@ -58,7 +59,7 @@ def turn_into_link(root: Path, place: str, target: str) -> None:
     ("place", "target"),
     [
         ("proc", "/tmp"),
-        ("dev", "/etc"),
+        pytest.param("dev", "/etc", marks=pytest.mark.slow_on_vm),
         pytest.param("sys", "/tmp", marks=pytest.mark.slow_on_vm),
         pytest.param("run", "/root", marks=pytest.mark.slow_on_vm),
         pytest.param("proc", "VICTIM", marks=pytest.mark.slow_on_vm),
@@ -100,7 +101,16 @@ def test_a_file_where_nestrt_mounts_is_refused(
 
 # The mount point of a --mount lies behind a symlink of the image that climbs out: `..` ends at the guest's root,
 # whatever is mounted there at the time, so the mount point is made in the guest or not at all.
-@pytest.mark.parametrize("link", ["../VICTIM", "../../../../VICTIM", "/proc/1/root/VICTIM", "/../VICTIM"])
+@pytest.mark.parametrize(
+    "link",
+    [
+        "../VICTIM",
+        *(
+            pytest.param(link, marks=pytest.mark.slow_on_vm)
+            for link in ("../../../../VICTIM", "/proc/1/root/VICTIM", "/../VICTIM")
+        ),
+    ],
+)
 def test_a_mount_point_behind_a_climbing_link_stays_in_the_guest(
     nestrt: Nestrt, new_guest: Callable[[], str], make_busybox: Callable[[], Path], victim: Path, link: str
 ) -> None:
@@ -118,6 +128,7 @@ def test_a_mount_point_behind_a_climbing_link_stays_in_the_guest(
 
 
 # The same for the name server's file, which nestrt binds by itself where the guest has a network.
+@pytest.mark.slow_on_vm
 def test_resolv_conf_behind_a_climbing_link_stays_in_the_guest(
     nestrt: Nestrt, guest_name: str, make_busybox: Callable[[], Path], victim: Path
 ) -> None:
@@ -127,36 +138,36 @@ def test_resolv_conf_behind_a_climbing_link_stays_in_the_guest(
     assert list(victim.iterdir()) == []
 
 
-# The program is a way to the launcher's own executable. Were it the host's Python, "-c" would run; it is a sealed
-# file in memory, which runs nothing and which nobody can write to.
-@pytest.mark.parametrize("kind", ["symlink", "script", pytest.param("path", marks=pytest.mark.slow_on_vm)])
-def test_the_hosts_interpreter_is_out_of_reach(
-    nestrt: Nestrt, guest_name: str, make_busybox: Callable[[], Path], kind: str
-) -> None:
-    root = make_busybox()
-    (root / "witness").touch()
-    program = root / "bin/evil"
+# The program is a way to the launcher's own executable, in an image that has the libraries it needs. Were it the
+# host's Python, "-c" would run; it is a sealed file in memory, which runs nothing and which nobody can write to.
+@pytest.mark.slow_on_vm
+@pytest.mark.parametrize("kind", ["symlink", "script", "path"])
+def test_the_hosts_interpreter_is_out_of_reach(nestrt: Nestrt, guest_name: str, tmp_path: Path, kind: str) -> None:
+    image = python_root(tmp_path / "image")
+    witness = image.path / "tmp/witness"
+    code = f"open('/tmp/{witness.name}', 'w').write('python ran')"
+    program = image.path / "evil"
     if kind == "symlink":
         program.symlink_to("/proc/self/exe")
     elif kind == "script":
-        program.write_text("#!/proc/self/exe\nopen('/witness', 'w').write('python ran')\n")
+        program.write_text(f"#!/proc/self/exe\n{code}\n")
         program.chmod(0o755)
     before = HOSTS_PYTHON.stat()
-    name = "/proc/self/exe" if kind == "path" else "/bin/evil"
-    code = "open('/witness', 'w').write('python ran')"
-    process = nestrt.start(*("launch", "--rootfs", root, "--name", guest_name, *MODES["root"], "--", name, "-c", code))
+    name = "/proc/self/exe" if kind == "path" else "/evil"
+    process = nestrt.start(*("launch", *image.options, "--name", guest_name, *MODES["root"], "--", name, "-c", code))
     try:
-        assert process.wait(4 * SLOW) != 0
+        assert process.wait(4) != 0
     except subprocess.TimeoutExpired:
         # The script is run by its own interpreter, that by the script, and so on: the guest's time, not the host's.
         assert kind == "script"
         nestrt.run("delete", "--force", guest_name, timeout=60).ok()
-    assert (root / "witness").read_text() == ""
+    assert not witness.exists()
     after = HOSTS_PYTHON.stat()
     assert (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
 
 
 # While a guest runs, no process in it is the launcher's program, and no descriptor leads to it.
+@pytest.mark.slow_on_vm
 def test_no_process_of_the_guest_runs_the_hosts_interpreter(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
     answers = ask(
         nestrt,
@@ -199,16 +210,8 @@ def hostile_passwd(root: Path, kind: str) -> None:
 
 
 # --user NAME is looked up in the image's own file: it cannot hang the launch, eat memory, or come out as root.
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "fifo",
-        *(
-            pytest.param(kind, marks=pytest.mark.slow_on_vm)
-            for kind in ("huge", "bytes", "directory", "zero", "memory", "log", "ids", "number")
-        ),
-    ],
-)
+@pytest.mark.slow_on_vm
+@pytest.mark.parametrize("kind", ["fifo", "huge", "bytes", "directory", "zero", "memory", "log", "ids", "number"])
 def test_a_hostile_passwd(nestrt: Nestrt, guest_name: str, make_busybox: Callable[[], Path], kind: str) -> None:
     root = make_busybox()
     hostile_passwd(root, kind)
@@ -248,6 +251,7 @@ def test_device_nodes_of_the_image_stay_closed(
 
 
 # What an image puts in place of nestrt's own /dev, /run and cgroup files is under the mounts, and out of use.
+@pytest.mark.slow_on_vm
 def test_the_images_own_files_lie_below_the_mounts(
     nestrt: Nestrt, guest_name: str, make_busybox: Callable[[], Path], victim: Path
 ) -> None:

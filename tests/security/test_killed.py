@@ -19,7 +19,7 @@ from support.guests import MODES
 from support.hostside import groups, hierarchies, limit_group
 from support.killing import count_steps, gone, kill_at_removal, launch_and_kill
 from support.need import SLOW
-from support.runner import STATE, Nestrt, leftovers, wait_for
+from support.runner import STATE, Nestrt, leftovers, links, wait_for
 
 LIMITS = ("--memory", "64M", "--pids", "40", "--cpus", "0", "--cpu-quota", "0.5", "--device", "c 10:229 r")
 # How many parts the exhaustive loops are cut into, so that none is long.
@@ -118,7 +118,7 @@ def test_the_launcher_killed_at_some_steps(
     nestrt: Nestrt, new_guest: Callable[[], str], busybox: Path, witness: Path, mode: str
 ) -> None:
     points = all_points(nestrt, busybox, witness, mode)
-    some = points[:: len(points) // 4] + [point for point in points if point[0] == "host"][-3:]
+    some = points[:: len(points) // 3] + [point for point in points if point[0] == "host"][-2:]
     kill_the_launcher(nestrt, some, busybox, witness, mode, new_guest)
 
 
@@ -128,7 +128,7 @@ def kill_the_first_process(
     """Kill the first process at all *points*: the launcher says so in one line and takes everything back itself."""
     steps = count_steps(nestrt, *words(root, witness, "nestrt-count", mode))
     # From its word "ready" on it is told to go on at any moment; a killed guest is all that can be told then.
-    late = {("guest", steps["guest"] - n) for n in (1, 2)} | {("host", steps["host"] - n) for n in (0, 1, 2)}
+    late = {("guest", steps["guest"] - n) for n in (1, 2)} | {("host", steps["host"] - n) for n in range(4)}
     for point in points:
         name = new_guest()
         killed = launch_and_kill(witness / "errors", "first", *point, words(root, witness, name, mode))
@@ -237,14 +237,29 @@ def test_a_launch_killed_before_its_program_ran_is_not_taken_for_an_ended_guest(
         assert not anything_left(name), late
 
 
+@pytest.mark.slow_on_vm
+def test_no_network_interface_stays(nestrt: Nestrt, guest_name: str, busybox: Path, witness: Path) -> None:
+    """Killed right after the guest was connected to the bridge: gc takes the interface and the address back."""
+    args = ["--net", "veth", *words(busybox, witness, guest_name, "userns")]
+    before = links()
+    lines = nestrt.launch("--dry-run", *args).ok().out.splitlines()
+    number = next(n for n, line in enumerate(lines, 1) if line.startswith("host") and "to the bridge" in line)
+    killed = launch_and_kill(witness / "errors", "launcher", "host", number, args)
+    assert killed.reached, killed
+    assert not settle(guest_name, killed.first, witness)
+    nestrt.run("gc").ok()
+    assert links() <= before
+    assert not anything_left(guest_name)
+
+
 def test_no_id_stays_reserved(nestrt: Nestrt, guest_name: str, busybox: Path, witness: Path) -> None:
     """The range of ids is given back by gc, whether or not the state file came to be."""
     args = words(busybox, witness, guest_name, "userns")
     lines = nestrt.launch("--dry-run", *args).ok().out.splitlines()
     number = next(n for n, line in enumerate(lines, 1) if line.startswith("host") and "reserve the ids" in line)
     assert launch_and_kill(witness / "errors", "launcher", "host", number, args).reached
-    links = [link for link in (STATE / "ids").iterdir() if os.readlink(link) == guest_name]
-    assert len(links) == 1
+    reserved = [link for link in (STATE / "ids").iterdir() if os.readlink(link) == guest_name]
+    assert len(reserved) == 1
     (STATE / "guests" / guest_name).unlink()
     nestrt.run("gc").ok()
-    assert not os.path.lexists(links[0])
+    assert not os.path.lexists(reserved[0])
