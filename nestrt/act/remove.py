@@ -43,6 +43,27 @@ def locked(name: str) -> bool:
     return False
 
 
+def claim(name: str) -> int | None:
+    """Take a guest's name as a launch does: its state file, made if it is not there, locked. None if it is another's.
+
+    The caller closes the descriptor when it has done with what it found under the name.
+    """
+    os.makedirs(f"{STATE_DIR}/guests", mode=0o755, exist_ok=True)
+    path = state_file(name)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.stat(path)):
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(fd)
+    return None
+
+
 def names() -> list[str]:
     """The names of all guests that have a state file here."""
     try:

@@ -48,23 +48,32 @@ def candidates(hierarchies: tuple[Hierarchy, ...]) -> list[str]:
     return sorted(found)
 
 
+def _is_over(name: str, hierarchies: tuple[Hierarchy, ...], mark: dict[str, object], everything: bool) -> bool:
+    """Whether a guest that nobody launches is to be removed: broken, or ended and not to be kept."""
+    if mark.get("state") != "running":
+        return True
+    if remove.living(hierarchies, f"{PARENT}/{name}"):
+        return False
+    return everything or bool(mark.get("rm") or _state(name).get("rm"))
+
+
 def collect(hierarchies: tuple[Hierarchy, ...], everything: bool) -> list[str]:
     """Remove what is to be removed; returns the names."""
     removed = []
     for name in candidates(hierarchies):
-        if remove.locked(name):
-            continue
-        group = f"{PARENT}/{name}"
-        mark = remove.read_mark(primary(hierarchies), group)
-        running = mark.get("state") == "running"
-        if running and remove.living(hierarchies, group):
-            continue
-        if running and not everything and not (mark.get("rm") or _state(name).get("rm")):
-            continue
-        if remove.locked(name):
-            continue  # the name was taken again meanwhile
-        remove.remove(name, hierarchies, disconnector(name, mark))  # type: ignore[arg-type]
-        removed.append(name)
+        known = os.path.lexists(state_file(name))
+        lock = remove.claim(name)
+        if lock is None:
+            continue  # its launcher lives
+        try:
+            mark = remove.read_mark(primary(hierarchies), f"{PARENT}/{name}")
+            if _is_over(name, hierarchies, mark, everything):
+                remove.remove(name, hierarchies, disconnector(name, mark))  # type: ignore[arg-type]
+                removed.append(name)
+            elif not known:
+                os.unlink(state_file(name))
+        finally:
+            os.close(lock)
     return removed
 
 

@@ -337,6 +337,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
+            env={**os.environ, "TERM": "vt220"},
             preexec_fn=self.at_login,  # noqa: PLW1509 (no threads here)
         )
         self.slave = slave
@@ -379,7 +380,7 @@ def test_terminal(nestrt: Nestrt, guest_name: str, busybox: Path, mode: str) -> 
     nestrt.started.append(terminal.process)
     terminal.expect(b"/dev/pts/0\r\n")
     terminal.expect(b"c\r\n")
-    terminal.expect(b"size 31 97 xterm\r\n")
+    terminal.expect(b"size 31 97 vt220\r\n")
     terminal.expect(b"ready\r\n")
     terminal.type(b"some text\r")
     terminal.expect(b"got some text\r\n")
