@@ -42,18 +42,24 @@ def candidates(hierarchies: tuple[Hierarchy, ...]) -> list[str]:
         except OSError:
             continue
         for entry in entries:
-            # Below nestrt's own parent an unmarked group is one whose launch was killed in the making.
-            if entry.is_dir(follow_symlinks=False):
+            # One without a mark and without a state file is not of nestrt's making: the file comes first.
+            if entry.is_dir(follow_symlinks=False) and remove.read_mark(hierarchy, f"{PARENT}/{entry.name}"):
                 found.add(entry.name)
     return sorted(found)
 
 
-def _is_over(name: str, hierarchies: tuple[Hierarchy, ...], mark: dict[str, object], everything: bool) -> bool:
-    """Whether a guest that nobody launches is to be removed: broken, or ended and not to be kept."""
-    if mark.get("state") != "running":
-        return True
-    if remove.living(hierarchies, f"{PARENT}/{name}"):
+def _is_over(
+    name: str, hierarchies: tuple[Hierarchy, ...], mark: dict[str, object], known: bool, everything: bool
+) -> bool:
+    """Whether a guest that nobody launches is to be removed: broken, or ended and not to be kept.
+
+    *known*: it has a state file. Without one nothing that lives is taken for a launch that was killed.
+    """
+    running = mark.get("state") == "running"
+    if (running or not known) and remove.living(hierarchies, f"{PARENT}/{name}"):
         return False
+    if not running:
+        return True
     return everything or bool(mark.get("rm") or _state(name).get("rm"))
 
 
@@ -67,7 +73,7 @@ def collect(hierarchies: tuple[Hierarchy, ...], everything: bool) -> list[str]:
             continue  # its launcher lives
         try:
             mark = remove.read_mark(primary(hierarchies), f"{PARENT}/{name}")
-            if _is_over(name, hierarchies, mark, everything):
+            if _is_over(name, hierarchies, mark, known, everything):
                 remove.remove(name, hierarchies, disconnector(name, mark))  # type: ignore[arg-type]
                 removed.append(name)
             elif not known:

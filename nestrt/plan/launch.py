@@ -18,6 +18,9 @@ The launcher and the guest's first process go on side by side and meet at words
     tell: go -------------------------> wait: go
     await: end of file <--------------- become the program
     mark it as running
+
+Where v1 lets the launcher move only processes of its own uid (moved_first()), the
+first process stands still until the launcher tells "placed", and becomes root after.
 """
 
 from __future__ import annotations
