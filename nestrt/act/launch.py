@@ -92,7 +92,8 @@ class Launcher:
 
     def _cause(self, step: Step, error: OSError | Gone) -> NestrtError:
         """Why *step* failed: what the first process told last if it has ended, and else the kernel's word."""
-        if isinstance(error, OSError) and not (self.pid and pidfd.wait(self.pidfd, 0)):
+        # A process that is ending takes no part in moves any more (PF_EXITING), a moment before it has ended.
+        if isinstance(error, OSError) and not (self.pid and pidfd.wait(self.pidfd, 0.2)):
             return explain(step, error)
         return self.channel.last_error() or self._lost(step)
 

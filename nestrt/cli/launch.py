@@ -41,6 +41,16 @@ def main(argv: list[str]) -> int:
         raise
 
 
+def _standard_descriptors() -> None:
+    """Open what is closed of 0, 1 and 2 on /dev/null: the channel must not come to stand there."""
+    fd = 0
+    while fd < 3:
+        fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        if fd < 3:
+            os.set_inheritable(fd, True)
+    os.close(fd)
+
+
 def _prepare(request: Request) -> tuple[Request, Facts]:
     facts = gather(request)
     request = own_numbers(request, facts)
@@ -95,6 +105,7 @@ def _start(request: Request, signals: set[int]) -> tuple[Launcher, Facts]:
 def _launch(request: Request) -> int:
     if request.terminal and request.detach:
         raise InputError("use", "-t with -d", "no process stays to relay the terminal", "leave one of them out")
+    _standard_descriptors()
     signals = relay.hold()
     launcher, facts = _start(request, signals)
     if request.detach:
