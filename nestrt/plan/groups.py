@@ -199,7 +199,7 @@ def _guest_root(request: Request, facts: Facts, h: Hierarchy, identity: Identity
     steps += _settings(visible, root, shown_limits(request, facts))
     if flat_io(request, h) and first != root:
         steps += _settings(replace(h, controllers=("blkio",)), first, request.policy.limits)
-    if h == facts.primary:
+    if h == facts.primary and request.policy.virtualize:
         steps.append(SetMark(h, root, facts.stamp, jsontext.dumps(stamp(request, facts))))
     if identity.root_uid is not None and delegated(request, h):
         files = facts.delegate if h.version == 2 else V1_DELEGATE
@@ -241,6 +241,5 @@ def group_steps(request: Request, facts: Facts, generation: str, identity: Ident
         if h.version == 2 and h.controllers:
             steps.append(EnableControllers(h, PARENT, h.controllers))
         steps += _limit_group(request, facts, h, whole if h == facts.primary else short)
-        if request.policy.virtualize:
-            steps += _guest_root(request, facts, h, identity)
+        steps += _guest_root(request, facts, h, identity)
     return steps

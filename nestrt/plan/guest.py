@@ -138,7 +138,8 @@ def _leaf(request: Request, facts: Facts) -> bool:
     return min(request.policy.max_level, facts.level.max_level) <= facts.level.number + 1
 
 
-def _capabilities(request: Request, identity: Identity, leaf: bool) -> tuple[str, ...]:
+def capability_names(request: Request, identity: Identity, leaf: bool) -> tuple[str, ...]:
+    """The capabilities that the guest's program gets, by name."""
     asked = request.policy.capabilities
     if asked is None:
         asked = capabilities.DEFAULT if identity.root_uid is None else capabilities.ALL
@@ -187,13 +188,15 @@ def guest_steps(request: Request, facts: Facts, identity: Identity) -> list[Step
     if leaf and identity.root_uid is not None:
         steps.append(SetSysctl("user/max_cgroup_namespaces", "0"))
     # CAP_SYS_ADMIN takes covers off again, and where /proc is covered no guest's user namespace can mount its own.
-    if policy.masked or (identity.root_uid is None and "CAP_SYS_ADMIN" not in _capabilities(request, identity, leaf)):
+    if policy.masked or (
+        identity.root_uid is None and "CAP_SYS_ADMIN" not in capability_names(request, identity, leaf)
+    ):
         steps += [Cover(READ_ONLY, read_only=True), Cover(MASKED, read_only=False)]
     if request.terminal:
         steps.append(OpenTerminal())
     steps.append(LeaveHost(request.read_only))
     asked = policy.capabilities
-    names = _capabilities(request, identity, leaf)
+    names = capability_names(request, identity, leaf)
     if request.detach:
         steps.append(RedirectOutput())
     if identity.root_uid is None and not facts.in_userns and HANDLE_CAPABILITIES & set(names):

@@ -30,7 +30,7 @@ from nestrt.errors import HostError, InputError
 from nestrt.level.units import format_cpus
 from nestrt.plan.facts import Facts
 from nestrt.plan.groups import flat_io, group_steps, late_steps, mark
-from nestrt.plan.guest import guest_steps
+from nestrt.plan.guest import capability_names, guest_steps
 from nestrt.plan.guest_steps import Bind
 from nestrt.plan.host_steps import (
     Attach,
@@ -101,6 +101,14 @@ def _possible(request: Request, facts: Facts, identity: Identity) -> None:
             f"guest {request.name}",
             "v1 throttles no child groups, and only private ids keep the guest from making some",
             "use --userns auto, or a host whose io controller is in the v2 tree",
+        )
+    admin = "CAP_SYS_ADMIN" in capability_names(request, identity, leaf=False)
+    if not request.policy.virtualize and identity.root_uid is None and admin:
+        raise HostError(
+            "launch",
+            f"guest {request.name} with virtualize = false and CAP_SYS_ADMIN",
+            "without a user namespace it could mount this level's whole cgroup tree, its own limits with it",
+            "leave one of the three out",
         )
     covered = [h for h in facts.hierarchies if h.read_only]
     if covered:

@@ -58,8 +58,10 @@ class Request:
 
     @property
     def guest_root(self) -> str:
-        """The guest root's path in every hierarchy; without virtualization, the limit group itself."""
-        return f"{self.limit_group}/{GUEST_ROOT}" if self.policy.virtualize else self.limit_group
+        """The guest root's path in every hierarchy. A guest that is not virtualized stands there too:
+        root without a user namespace could make its own namespaces, with their root where it stands,
+        and write what stands there."""
+        return f"{self.limit_group}/{GUEST_ROOT}"
 
     @property
     def first_group(self) -> str:

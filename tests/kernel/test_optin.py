@@ -1,8 +1,8 @@
 """Law 7, opt-in: a mount namespace alone never gets a view of its own; only a CONTAINER_LEVEL policy makes one.
 
     virtualize = true                       virtualize = false
-    /nestrt/NAME         limits             /nestrt/NAME     limits, and the first process itself
-      guest              "/" of the guest     (nothing below)
+    /nestrt/NAME         limits             /nestrt/NAME     limits
+      guest              "/" of the guest     guest          first process
         init             first process      no cgroup namespace, no view, no stamp: a plain container
 """
 
@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from support.guests import MODES, ask
-from support.hostside import groups, guest_root, hierarchies, limit_group, mark, read
+from support.hostside import groups, guest_root, hierarchies, hierarchy_of, limit_group, mark, read
+from support.rootfs import PythonRoot
 from support.runner import Nestrt
 
 OFF = "[level]\nvirtualize = false\n"
@@ -49,6 +50,24 @@ def test_a_mount_namespace_in_a_guest_keeps_its_view(
     assert answers.text("plain").endswith("init/")
 
 
+# Root of a guest without a view makes namespaces of its own: their cgroup root is where it stands, below the limits.
+@pytest.mark.parametrize("mode", ["userns", "nouserns"])
+def test_limits_hold_without_a_view(
+    nestrt: Nestrt, guest_name: str, python: PythonRoot, tmp_path: Path, mode: str
+) -> None:
+    policy = tmp_path / "plain.toml"
+    policy.write_text(OFF)
+    tree = hierarchy_of("pids")
+    assert tree is not None
+    kind = "-t cgroup2" if tree.version == 2 else "-t cgroup -o pids"
+    attack = f"mount {kind} none /mnt && echo 1000 > /mnt/pids.max; cat /mnt/pids.max"
+    nestrt.run(
+        *("launch", *python.options, "--name", guest_name, "--policy", policy, "--pids", "50", *MODES[mode]),
+        *("--mount", "type=tmpfs,target=/mnt", "--", "/bin/sh", "-c", f"unshare -U -r -C -m /bin/sh -c '{attack}'"),
+    )
+    assert read("pids", limit_group(guest_name), "pids.max", "pids.max") == "50"
+
+
 # virtualize = false: limits hold as ever, and there is nothing to see or to divide.
 @pytest.mark.parametrize("mode", ["userns", "nouserns"])
 def test_a_policy_that_does_not_virtualize(
@@ -71,11 +90,11 @@ def test_a_policy_that_does_not_virtualize(
     )
     assert answers.text("namespace") == os.readlink("/proc/self/ns/cgroup")
     paths = {line.split(":", 2)[2] for line in answers.text("cgroup").splitlines()}
-    assert paths == {limit_group(guest_name)}
+    assert paths == {guest_root(guest_name)}
     assert answers["view"].text == "0"
     answers.refused("write")
     answers.refused("mount")
     assert answers["too much"].rc in (9, 137), answers["too much"]
-    assert groups(guest_root(guest_name)) == []
+    assert groups(f"{guest_root(guest_name)}/init") == []
     assert read("memory", limit_group(guest_name), "memory.limit_in_bytes", "memory.max") == str(64 << 20)
     assert mark(limit_group(guest_name))["virtualize"] is False
