@@ -14,7 +14,7 @@ from nestrt.act import mounts, program
 from nestrt.act.process import Guest
 from nestrt.act.protocol import Gone
 from nestrt.errors import KernelError, NestrtError
-from nestrt.kernel import mount, namespaces, netif, prctl, seccomp, terminal
+from nestrt.kernel import mount, namespaces, netif, prctl, terminal
 from nestrt.plan import guest_steps as do
 from nestrt.plan.steps import Plan, Step, Tell, Wait
 
@@ -98,6 +98,8 @@ def _open_terminal(guest: Guest, step: do.OpenTerminal) -> None:
 
 
 def _forbid_handles(guest: Guest, step: do.ForbidHandles) -> None:
+    from nestrt.kernel import seccomp  # few guests need it
+
     seccomp.forbid_handles()
 
 

@@ -11,7 +11,7 @@ from nestrt.act import guest, relay
 from nestrt.act.process import Guest
 from nestrt.act.protocol import pair
 from nestrt.errors import HostError, StateError
-from nestrt.kernel import bpf, cgroup, mount, namespaces, pidfd
+from nestrt.kernel import cgroup, mount, namespaces, pidfd
 from nestrt.plan import host_steps as do
 from nestrt.plan.request import PARENT_LOCK
 from nestrt.plan.steps import Step, Tell, Wait
@@ -126,6 +126,8 @@ def _mark_running(launcher: Launcher, step: do.MarkRunning) -> None:
 
 
 def _attach_program(launcher: Launcher, step: do.AttachDeviceProgram) -> None:
+    from nestrt.kernel import bpf  # only where device rules are a program
+
     program = bpf.load_device_program(step.code)
     try:
         bpf.attach(step.hierarchy.path(step.group), program)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from nestrt import jsontext
-from nestrt.controllers.device_program import build
 from nestrt.controllers.table import by_name, settings_for
 from nestrt.errors import HostError
 from nestrt.level.check import max_level
@@ -165,6 +164,8 @@ def device_steps(facts: Facts, hierarchy: Hierarchy, group: str, rules: tuple[De
         )
     rules = applied_rules(facts, rules)
     if not on_v1:
+        from nestrt.controllers.device_program import build  # only where device rules are a program
+
         return [AttachDeviceProgram(hierarchy, group, tuple(map(format_rule, rules)), build(rules))]
     return [
         SetFile(hierarchy, group, setting.file, setting.value)
