@@ -54,8 +54,8 @@ def main(argv: list[str]) -> int:
 
 
 def _run(command: str, argv: list[str]) -> int:
-    module = __import__(f"nestrt.cli.{command}", fromlist=["main"])
     try:
+        module = __import__(f"nestrt.cli.{command}", fromlist=["main"])
         status = module.main(argv)
         sys.stdout.flush()
     except NestrtError as error:

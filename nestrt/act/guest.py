@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 from nestrt.act import mounts, program
 from nestrt.act.process import Guest
 from nestrt.act.protocol import Gone
 from nestrt.errors import KernelError, NestrtError
-from nestrt.kernel import mount, namespaces, netif, prctl, terminal
+from nestrt.kernel import mount, namespaces, netif, prctl, seccomp, terminal
 from nestrt.plan import guest_steps as do
 from nestrt.plan.steps import Plan, Step, Tell, Wait
 
@@ -29,6 +30,10 @@ else:
 
 def main(plan: Plan, guest: Guest, observe: Callable[[str, Step], None] | None) -> NoReturn:
     """Carry out the guest's steps; tells the launcher what failed, and never returns."""
+    # From here on an import could only come from the image: it must fail instead.
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    sys.path.clear()
     try:
         prctl.set_parent_death_signal(_signal.SIGKILL)
         for step in plan.guest:
@@ -98,8 +103,6 @@ def _open_terminal(guest: Guest, step: do.OpenTerminal) -> None:
 
 
 def _forbid_handles(guest: Guest, step: do.ForbidHandles) -> None:
-    from nestrt.kernel import seccomp  # few guests need it
-
     seccomp.forbid_handles()
 
 

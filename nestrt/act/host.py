@@ -57,14 +57,24 @@ def _reserve(launcher: Launcher, step: do.Reserve) -> None:
     fcntl.flock(launcher.parent_lock, fcntl.LOCK_SH)
 
 
+def _ids_taken(step: do.ReserveIds) -> IdsTaken:
+    return IdsTaken("reserve", f"ids {os.path.basename(step.path)}", "another guest took them", "try again")
+
+
 def _reserve_ids(launcher: Launcher, step: do.ReserveIds) -> None:
     os.makedirs(os.path.dirname(step.path), mode=0o755, exist_ok=True)
     try:
         os.symlink(step.name, step.path)
     except FileExistsError as error:
-        raise IdsTaken(
-            "reserve", f"ids {os.path.basename(step.path)}", "another guest took them", "try again"
-        ) from error
+        raise _ids_taken(step) from error
+    # Ranges of other lengths have other names: of two that overlap at least the later one sees the other.
+    start, _, count = os.path.basename(step.path).partition("-")
+    for link in os.listdir(os.path.dirname(step.path)):
+        begin, _, length = link.partition("-")
+        other = link != os.path.basename(step.path) and begin.isdigit() and length.isdigit()
+        if other and int(begin) < int(start) + int(count) and int(start) < int(begin) + int(length):
+            os.unlink(step.path)
+            raise _ids_taken(step)
 
 
 def _make_group(launcher: Launcher, step: do.MakeGroup) -> None:
@@ -173,6 +183,7 @@ def _clone(launcher: Launcher, step: do.Clone) -> None:
         guest.main(launcher.plan, held, launcher.observe)
     os.close(theirs.sock.detach())
     os.close(launcher.parent_lock)
+    launcher.parent_lock = -1
 
 
 def _map_ids(launcher: Launcher, step: do.MapIds) -> None:

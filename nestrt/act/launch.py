@@ -18,6 +18,7 @@ from nestrt.errors import HostError, KernelError, NestrtError, ProgramError
 from nestrt.kernel import pidfd
 from nestrt.plan import host_steps as do
 from nestrt.plan.guest_steps import Execute
+from nestrt.plan.request import state_file
 from nestrt.plan.steps import Plan, Step
 
 TYPE_CHECKING = False
@@ -78,13 +79,23 @@ class Launcher:
         os.close(self.channel.sock.detach())
 
     def abandon(self) -> None:
-        """End the first process, if it is there: its guest is not to be."""
+        """End the first process, if it is there: its guest is not to be. Let go of the shared group."""
+        if self.parent_lock >= 0:
+            os.close(self.parent_lock)
+            self.parent_lock = -1
         if self.pid:
             pidfd.send_signal(self.pidfd, 9)
             try:
                 self.wait()
             except ChildProcessError:
                 pass  # reaped already, on the way here
+
+    def owns_name(self) -> bool:
+        """Whether the name is still this launch's: a forced delete may have given it to another."""
+        try:
+            return self.lock >= 0 and os.path.samestat(os.fstat(self.lock), os.stat(state_file(self.plan.name)))
+        except OSError:
+            return False
 
     def wait(self) -> int:
         """Reap the first process; returns its wait status."""

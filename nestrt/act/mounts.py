@@ -32,17 +32,18 @@ SYSTEM = ("/proc", "/sys", "/dev", "/run")
 
 def open_target(path: str, directory: bool) -> int:
     """Open a mount point of the guest (O_PATH), made if it is missing."""
-    system = path.startswith(SYSTEM)
+    system = any(path == top or path.startswith(f"{top}/") for top in SYSTEM)
     resolve = mount.RESOLVE_IN_ROOT | (mount.RESOLVE_NO_SYMLINKS if system else 0)
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             return mount.open_in_root(root, path, os.O_PATH, resolve=resolve)
         except FileNotFoundError:
-            parent = os.path.dirname(path) if not directory else path
-            os.makedirs(parent, mode=0o755, exist_ok=True)
+            # A symlink that leads nowhere yet: what it leads to is made, inside the guest's root like everything.
+            place = path if system else os.path.realpath(path)
+            os.makedirs(place if directory else os.path.dirname(place), mode=0o755, exist_ok=True)
             if not directory:
-                os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
+                os.close(os.open(place, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
             return mount.open_in_root(root, path, os.O_PATH, resolve=resolve)
         except OSError as error:
             if error.errno == errno.ELOOP:

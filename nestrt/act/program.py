@@ -35,7 +35,7 @@ def take_identity(guest: Guest, step: do.TakeIdentity) -> None:
             "take it out of [user] capabilities",
         )
     wanted &= have.permitted
-    if os.getpid() == 1 and not guest.pty:
+    if not guest.pty:
         os.setsid()
     prctl.new_session_keyring()
     os.umask(0o022)

@@ -28,21 +28,6 @@ PATIENCE = 10.0  # seconds that a killed guest may take to let go of its groups
 STATE_LIMIT = 65536
 
 
-def locked(name: str) -> bool:
-    """Whether the guest's launcher lives: it locks the state file while it starts the guest or waits for it."""
-    try:
-        fd = os.open(state_file(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
-
-
 def claim(name: str) -> int | None:
     """Take a guest's name as a launch does: its state file, made if it is not there, locked. None if it is another's.
 
@@ -163,7 +148,7 @@ def _unreserve(name: str) -> None:
             continue
 
 
-def _remove_parent(hierarchies: tuple[Hierarchy, ...]) -> None:
+def remove_parent(hierarchies: tuple[Hierarchy, ...]) -> None:
     """Remove the group that all guests share, if no guest is in it and none is being made."""
     try:
         fd = os.open(PARENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -206,7 +191,7 @@ def remove(name: str, hierarchies: tuple[Hierarchy, ...], disconnect: Callable[[
     deadline = time.monotonic() + PATIENCE
     for hierarchy in hierarchies:
         _remove_groups(hierarchy, group, deadline)
-    _remove_parent(hierarchies)
+    remove_parent(hierarchies)
     if disconnect:
         disconnect(name)
     _unreserve(name)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from nestrt.act import remove
 from nestrt.cli.options import Option, parse, usage
-from nestrt.errors import InputError, NotFound, StateError
+from nestrt.errors import InputError, NestrtError, NotFound, StateError
 from nestrt.level.units import parse_name
 from nestrt.plan.facts import Hierarchy
 from nestrt.plan.request import PARENT, STATE_DIR, state_file
 from nestrt.probe.facts import primary, read_hierarchies
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HEAD = "usage: nestrt delete [--force] NAME …\n\nRemove guests: groups at all levels, ids, network, state."
 OPTIONS = (
@@ -58,11 +63,35 @@ def delete(name: str, force: bool) -> None:
             f"end them, or: nestrt delete --force {name}",
         )
     mark = remove.read_mark(primary(hierarchies), group)
-    remove.remove(name, hierarchies, disconnector(name, mark))  # type: ignore[arg-type]
+    remove.kill(hierarchies, group)
+    lock = _own(name, force)
+    try:
+        remove.remove(name, hierarchies, disconnector(name, mark))  # type: ignore[arg-type]
+    finally:
+        os.close(lock)
+
+
+def _own(name: str, force: bool) -> int:
+    """The guest's name, locked: what is removed below must not be the next guest of that name.
+
+    With *force* the launcher, whose guest has just been killed, gets the time to
+    notice. Raises StateError where it lives on.
+    """
+    deadline = time.monotonic() + (remove.PATIENCE if force else 0)
+    while (lock := remove.claim(name)) is None:
+        if time.monotonic() > deadline:
+            raise StateError(
+                "delete",
+                f"guest {name}",
+                "its launcher lives",
+                "wait for it, end it, or: nestrt delete --force " + name,
+            )
+        time.sleep(0.01)
+    return lock
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; the exit status is that of the last guest that could not be deleted."""
+    """Run the command; the exit status is that of the last guest that could not be deleted, the others are."""
     single, _, names = parse(OPTIONS, argv, "delete")
     if "help" in single:
         sys.stdout.write(usage(HEAD, OPTIONS))
@@ -72,6 +101,16 @@ def main(argv: list[str]) -> int:
     while names and names[-1] in ("-f", "--force"):
         names.pop()
         single["force"] = ""
+    return each(names, lambda name: delete(parse_name(name), "force" in single))
+
+
+def each(names: list[str], action: Callable[[str], object]) -> int:
+    """Do *action* for every name; prints what fails and goes on. Returns the last failure's status, or 0."""
+    status = 0
     for name in names:
-        delete(parse_name(name), "force" in single)
-    return 0
+        try:
+            action(name)
+        except NestrtError as error:
+            sys.stderr.write(f"nestrt: {error}\n")
+            status = error.status
+    return status

@@ -7,7 +7,7 @@ import sys
 
 from nestrt import jsontext
 from nestrt.act import remove
-from nestrt.cli.delete import disconnector
+from nestrt.cli.delete import disconnector, each
 from nestrt.cli.options import Option, parse, usage
 from nestrt.errors import InputError
 from nestrt.plan.facts import Hierarchy
@@ -63,24 +63,21 @@ def _is_over(
     return everything or bool(mark.get("rm") or _state(name).get("rm"))
 
 
-def collect(hierarchies: tuple[Hierarchy, ...], everything: bool) -> list[str]:
-    """Remove what is to be removed; returns the names."""
-    removed = []
-    for name in candidates(hierarchies):
-        known = os.path.lexists(state_file(name))
-        lock = remove.claim(name)
-        if lock is None:
-            continue  # its launcher lives
-        try:
-            mark = remove.read_mark(primary(hierarchies), f"{PARENT}/{name}")
-            if _is_over(name, hierarchies, mark, known, everything):
-                remove.remove(name, hierarchies, disconnector(name, mark))  # type: ignore[arg-type]
-                removed.append(name)
-            elif not known:
-                os.unlink(state_file(name))
-        finally:
-            os.close(lock)
-    return removed
+def collect(name: str, hierarchies: tuple[Hierarchy, ...], everything: bool) -> None:
+    """Remove what is left of *name*, and print it, if it is over. Raises StateError and KernelError."""
+    known = os.path.lexists(state_file(name))
+    lock = remove.claim(name)
+    if lock is None:
+        return  # its launcher lives
+    try:
+        mark = remove.read_mark(primary(hierarchies), f"{PARENT}/{name}")
+        if _is_over(name, hierarchies, mark, known, everything):
+            remove.remove(name, hierarchies, disconnector(name, mark))  # type: ignore[arg-type]
+            print(name)
+        elif not known:
+            os.unlink(state_file(name))
+    finally:
+        os.close(lock)
 
 
 def stale_ids() -> None:
@@ -95,7 +92,7 @@ def stale_ids() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command: 0 also when there was nothing to remove."""
+    """Run the command: 0 also when there was nothing to remove, else the status of what could not be."""
     single, _, rest = parse(OPTIONS, argv, "gc")
     if "help" in single:
         sys.stdout.write(usage(HEAD, OPTIONS))
@@ -103,7 +100,7 @@ def main(argv: list[str]) -> int:
     if rest:
         raise InputError("read", f"argument {rest[0]}", "gc takes no names", "to remove one guest: nestrt delete NAME")
     hierarchies = read_hierarchies(make=True)
-    for name in collect(hierarchies, "all" in single):
-        print(name)
+    status = each(candidates(hierarchies), lambda name: collect(name, hierarchies, "all" in single))
     stale_ids()
-    return 0
+    remove.remove_parent(hierarchies)
+    return status

@@ -90,7 +90,7 @@ def _start(request: Request, signals: set[int]) -> tuple[Launcher, Facts]:
             return launcher, facts
         except BaseException as error:
             launcher.abandon()
-            if launcher.lock >= 0:
+            if launcher.owns_name():
                 remove(request.name, facts.hierarchies, disconnect)  # type: ignore[arg-type]
                 os.close(launcher.lock)
             if isinstance(error, ShiftRefused) and facts.in_userns and can_shift:
@@ -106,12 +106,13 @@ def _launch(request: Request) -> int:
     if request.terminal and request.detach:
         raise InputError("use", "-t with -d", "no process stays to relay the terminal", "leave one of them out")
     _standard_descriptors()
+    os.umask(0o022)  # groups and mount points are the guest's to read, whatever the caller's is
     signals = relay.hold()
     launcher, facts = _start(request, signals)
     if request.detach:
         print(request.name)
         return 0
     status = relay.foreground(launcher.pid, launcher.pidfd, launcher.master)
-    if request.remove:
+    if request.remove and launcher.owns_name():
         remove(request.name, facts.hierarchies, _network(request)[1])  # type: ignore[arg-type]
     return status

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+else:
+    import _signal  # signal.py imports enum
+
 
 def begin() -> int:
     """In a child process, write to the group that this process is in what changes nothing there.
@@ -16,6 +22,8 @@ def begin() -> int:
 
     Returns the child's pid, 0 if there is none, for end().
     """
+    # Ignored by some supervisors, and so inherited: the kernel would reap every child, its status lost.
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     try:
         pid = os.fork()
     except OSError:  # pids.max
@@ -38,5 +46,8 @@ def begin() -> int:
 
 def end(pid: int) -> None:
     """Reap the child, which has ended long since where a guest was launched: no process of nestrt stays behind."""
-    if pid:
-        os.waitpid(pid, 0)
+    try:
+        if pid:
+            os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass

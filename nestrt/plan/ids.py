@@ -19,7 +19,7 @@ Ranges = tuple[tuple[int, int, int], ...]
 class Identity:
     """*uids* and *gids* map (inside, outside, count); *root_uid* is guest root's id at the launching
     level, None without a user namespace. *shift*: the root filesystem is to be id-mapped.
-    *private*: guest root is nobody at the launching level, so ownership alone locks its limits."""
+    *private*: the launching level's root is not mapped, so ownership alone locks the limits."""
 
     uids: Ranges = ()
     gids: Ranges = ()
@@ -39,6 +39,11 @@ def _outside(ranges: Ranges, kind: str) -> int:
         if inside == 0:
             return outside
     raise InputError("use", f"[user] {kind}", "it does not map id 0", f'add "0:OUTSIDE:COUNT" to {kind}')
+
+
+def _holds_root(ranges: Ranges) -> bool:
+    """Whether the launching level's id 0 is mapped."""
+    return any(outside == 0 for _, outside, _ in ranges)
 
 
 def _identity(ranges: tuple[IdRange, ...]) -> Ranges:
@@ -71,7 +76,9 @@ def choose(request: Request, facts: Facts) -> Identity:
         free = facts.free_ids
         uids = gids = ((0, free.outside, free.count),)
     root_uid, root_gid = _outside(uids, "uid_map"), _outside(gids, "gid_map")
-    return Identity(uids, gids, root_uid, root_gid, shift=facts.rootfs_uid != root_uid, private=root_uid != 0)
+    # Root of the guest overrides the permissions of whatever id is mapped, this level's root among them.
+    private = all(not _holds_root(ranges) for ranges in (uids, gids))
+    return Identity(uids, gids, root_uid, root_gid, shift=facts.rootfs_uid != root_uid, private=private)
 
 
 def moved_first(facts: Facts, identity: Identity) -> bool:
@@ -80,4 +87,4 @@ def moved_first(facts: Facts, identity: Identity) -> bool:
     In a v1 hierarchy a mover who is not the host's root moves only processes of its own uid
     (__cgroup1_procs_write() in kernel/cgroup/cgroup-v1.c).
     """
-    return identity.private and facts.in_userns and any(h.version == 1 for h in facts.hierarchies)
+    return identity.root_uid not in (None, 0) and facts.in_userns and any(h.version == 1 for h in facts.hierarchies)

@@ -51,7 +51,7 @@ def _links() -> dict[str, list[str]]:
     return links
 
 
-def _unmounted(names: tuple[str, ...], options: str) -> Hierarchy:
+def _unmounted(names: tuple[str, ...], controllers: tuple[str, ...], options: str) -> Hierarchy:
     """A v1 hierarchy that is alive and not mounted here, reached by a detached mount.
 
     A guest's group must be made in it all the same: else the guest, in whose cgroup
@@ -66,7 +66,7 @@ def _unmounted(names: tuple[str, ...], options: str) -> Hierarchy:
             f"it is alive and not mounted here ({error.strerror})",
             f"mount it: mount -t cgroup -o {options} none DIR",
         ) from error
-    return Hierarchy("", 1, names, options, f"/proc/self/fd/{fd}")
+    return Hierarchy("", 1, controllers, options, f"/proc/self/fd/{fd}")
 
 
 def read_hierarchies(make: bool = False) -> tuple[Hierarchy, ...]:
@@ -102,7 +102,7 @@ def read_hierarchies(make: bool = False) -> tuple[Hierarchy, ...]:
                 Hierarchy(name, version, controllers, options, chosen.target, tuple(links.get(name, ())), read_only)
             )
         elif make and key:
-            found.append(_unmounted(controllers or key, options))
+            found.append(_unmounted(key, controllers, options))
         elif make:
             raise HostError(
                 "reach the hierarchy", "cgroup2", "it is alive and not mounted here", "mount -t cgroup2 none DIR"
