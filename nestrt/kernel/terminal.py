@@ -1,8 +1,9 @@
 """Pseudo-terminals, pty(7), their window sizes and modes, and descriptors sent between processes.
 
-The launching level's own terminal is never handed to a guest: who has it can
-type into it (TIOCSTI, ioctl_tty(2)). A guest gets the slave side of a
-pseudo-terminal of its own devpts, and the master comes out to be relayed.
+A guest that asks for a terminal gets the slave side of a pseudo-terminal of its
+own devpts, and the master comes out to be relayed. One that does not has the
+launcher's descriptors 0, 1 and 2, in a session of its own: without CAP_SYS_ADMIN
+over the initial user namespace it cannot type into them (TIOCSTI, ioctl_tty(2)).
 """
 
 from __future__ import annotations
