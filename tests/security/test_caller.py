@@ -69,7 +69,7 @@ def test_a_launch_that_fails_early_leaves_not_even_the_shared_group(
     nestrt: Nestrt, guest_name: str, busybox: Path
 ) -> None:
     others = {h.group("/nestrt") for h in hierarchies() if h.group("/nestrt").is_dir()}
-    failed = nestrt.run("launch", "--rootfs", busybox, "--name", guest_name, "--io", "9:99 rbps=1M", "--", "true")
+    failed = nestrt.run("launch", "--rootfs", busybox, "--name", guest_name, "--io", "8:9999 rbps=1M", "--", "true")
     assert failed.rc == 125, failed
     assert {h.group("/nestrt") for h in hierarchies() if h.group("/nestrt").is_dir()} == others
 
