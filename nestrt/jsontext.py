@@ -41,6 +41,32 @@ def loads(text: str) -> Any:
     return value
 
 
+def parse(text: str) -> Any:
+    """Like loads(), for what people write: the ValueError is "line 3, column 7: what is wrong"."""
+    try:
+        return loads(text)
+    except ValueError as error:
+        found = _explain(text) or str(error)
+    # Not "from" the other: its text has no place.
+    raise ValueError(found)
+
+
+def _explain(text: str) -> str:
+    """Where and how *text* is not JSON, "" where that is not known; slow: it imports json."""
+    import json
+
+    try:
+        json.loads(text, parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        reason = error.msg[:1].lower() + error.msg[1:]
+        return f"line {error.lineno}, column {error.colno}: {reason}"
+    except RecursionError:
+        return "its objects and arrays are nested too deeply"
+    except ValueError:
+        pass
+    return ""
+
+
 def dumps(value: Any) -> str:
     """Write None, bool, int, float, str, lists, tuples and dicts as compact JSON."""
     if value is None or value is True or value is False:

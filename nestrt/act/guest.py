@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Callable
     from typing import NoReturn
+
+    Steps = dict[type[Step], Callable[..., None]]
 else:
     import _signal  # signal.py imports enum
 
 
-def main(plan: Plan, guest: Guest, observe: Callable[[str, Step], None] | None) -> NoReturn:
-    """Carry out the guest's steps; tells the launcher what failed, and never returns."""
+def main(plan: Plan, guest: Guest, steps: Steps, observe: Callable[[str, Step], None] | None) -> NoReturn:
+    """Carry out the guest's steps by the functions in *steps*; tells the launcher what failed, and never returns."""
     # From here on an import could only come from the image: it must fail instead.
     sys.meta_path.clear()
     sys.path_hooks.clear()
@@ -38,7 +40,7 @@ def main(plan: Plan, guest: Guest, observe: Callable[[str, Step], None] | None) 
         prctl.set_parent_death_signal(_signal.SIGKILL)
         for step in plan.guest:
             try:
-                _GUEST[type(step)](guest, step)
+                steps[type(step)](guest, step)
             except OSError as error:
                 raise explain(step, error) from error
             if observe:
@@ -113,7 +115,7 @@ def _redirect_output(guest: Guest, step: do.RedirectOutput) -> None:
     os.dup2(guest.log, 2)
 
 
-_GUEST: dict[type[Step], Callable[..., None]] = {
+STEPS: Steps = {
     Wait: _wait,
     Tell: _tell,
     do.BecomeRoot: _become_root,

@@ -9,7 +9,7 @@ import os
 from nestrt import jsontext
 from nestrt.act import guest, relay
 from nestrt.act.process import Guest
-from nestrt.act.protocol import pair
+from nestrt.act.protocol import Channel, pair
 from nestrt.errors import HostError, StateError
 from nestrt.kernel import cgroup, mount, namespaces, pidfd
 from nestrt.plan import host_steps as do
@@ -19,6 +19,7 @@ from nestrt.plan.steps import Step, Tell, Wait
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
     from nestrt.act.launch import Launcher
 
@@ -107,7 +108,7 @@ def _enable(launcher: Launcher, step: do.EnableControllers) -> None:
     try:
         cgroup.write(file, " ".join(missing))
     except OSError as error:
-        if error.errno in (errno.EBUSY, errno.EACCES, errno.EROFS):
+        if error.errno in (errno.EBUSY, errno.EACCES, errno.EROFS) and not step.lenient:
             raise
         # One that cannot be had (cpu beside realtime processes, say) takes the others with it.
         for name in missing:
@@ -122,7 +123,8 @@ def _fill_cpuset(launcher: Launcher, step: do.FillCpuset) -> None:
     for file in ("cpuset.mems", "cpuset.cpus"):
         if not cgroup.read(step.hierarchy.path(step.group, file)):
             cgroup.write(step.hierarchy.path(step.group, file), cgroup.read(step.hierarchy.path(parent, file)))
-    cgroup.write(step.hierarchy.path(step.group, "cgroup.clone_children"), "1")
+    if step.inherit:
+        cgroup.write(step.hierarchy.path(step.group, "cgroup.clone_children"), "1")
 
 
 def _set_mark(launcher: Launcher, step: do.SetMark) -> None:
@@ -176,14 +178,20 @@ def _clone(launcher: Launcher, step: do.Clone) -> None:
     launcher.channel, theirs = pair()
     launcher.pid, launcher.pidfd = namespaces.clone(step.flags)
     if launcher.pid == 0:
-        os.close(launcher.channel.sock.detach())
-        os.close(launcher.lock)
-        os.close(launcher.parent_lock)
-        held = Guest(theirs, launcher.tree, launcher.binds, launcher.log, launcher.signals)
-        guest.main(launcher.plan, held, launcher.observe)
+        become_first(launcher, theirs)
     os.close(theirs.sock.detach())
     os.close(launcher.parent_lock)
     launcher.parent_lock = -1
+
+
+def become_first(launcher: Launcher, channel: Channel) -> NoReturn:
+    """In the clone: let go of what is the launcher's, and be the guest's first process."""
+    os.close(launcher.channel.sock.detach())
+    for fd in (launcher.lock, launcher.parent_lock):
+        if fd >= 0:
+            os.close(fd)
+    held = Guest(channel, launcher.tree, launcher.binds, launcher.log, launcher.signals)
+    guest.main(launcher.plan, held, launcher.first, launcher.observe)
 
 
 def _map_ids(launcher: Launcher, step: do.MapIds) -> None:

@@ -12,7 +12,7 @@ import errno
 import os
 
 from nestrt import jsontext
-from nestrt.act import host
+from nestrt.act import guest, host
 from nestrt.act.protocol import ERROR, Channel, Gone, received
 from nestrt.errors import HostError, KernelError, NestrtError, ProgramError
 from nestrt.kernel import pidfd
@@ -37,10 +37,15 @@ class Launcher:
         signals: set[int],
         connect: Callable[[str, int], object] | None = None,
         observe: Observer | None = None,
+        steps: guest.Steps = host.STEPS,
+        first: guest.Steps = guest.STEPS,
     ) -> None:
         """*signals* are those to block in the guest's program, *connect* joins (name, pid) to the
-        network, *observe* is told of each step, with "host" or "guest", after it was carried out."""
+        network, *observe* is told of each step, with "host" or "guest", after it was carried out.
+        *steps* and *first* carry out the launcher's and the first process's."""
         self.plan = plan
+        self.steps = steps
+        self.first = first
         self.signals = signals
         self.connect = connect
         self.observe = observe
@@ -62,7 +67,7 @@ class Launcher:
         """Carry out all steps; returns when the guest's program runs. Raises NestrtError."""
         for step in self.plan.host:
             try:
-                host.STEPS[type(step)](self, step)
+                self.steps[type(step)](self, step)
             except (OSError, Gone) as error:
                 raise self._cause(step, error) from error
             if self.observe:

@@ -76,6 +76,42 @@ def parse(
     return single, repeated, words
 
 
+def parse_go(
+    options: tuple[Option, ...], argv: list[str], command: str, permute: bool = True
+) -> tuple[dict[str, str], dict[str, list[str]], list[str]]:
+    """As parse(), in the form that callers of runc write: one dash or two before any name, ``--tty=false``, the last
+    of several. With *permute* options may follow operands; without, the first operand ends them."""
+    single: dict[str, str] = {}
+    repeated: dict[str, list[str]] = {}
+    operands: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if word == "--":
+            return single, repeated, operands + words
+        if not word.startswith("-") or word == "-":
+            operands.append(word)
+            if permute:
+                continue
+            return single, repeated, operands + words
+        flag, equals, value = word.partition("=")
+        name = flag.lstrip("-")
+        option = next((o for o in options if name in (o.name, o.short)), None) or _find(options, flag, command)
+        if option.metavar and not equals:
+            if not words:
+                raise InputError("read", f"option {flag}", "its value is missing", f"write {flag} {option.metavar}")
+            value = words.pop(0)
+        if not option.metavar and value not in ("", "true", "True", "TRUE", "1", "t", "T"):
+            if value not in ("false", "False", "FALSE", "0", "f", "F"):
+                raise InputError("read", f"option {flag}", f"{value!a} is not true or false", f"write {flag} alone")
+            single.pop(option.name, None)
+        elif option.repeat:
+            repeated.setdefault(option.name, []).append(value)
+        else:
+            single[option.name] = value if option.metavar else ""
+    return single, repeated, operands
+
+
 def usage(head: str, options: tuple[Option, ...], tail: str = "") -> str:
     """The text of ``--help``."""
     rows = []

@@ -20,9 +20,13 @@ from nestrt.plan.host_steps import (
     SetMark,
 )
 from nestrt.plan.ids import Identity
-from nestrt.plan.request import PARENT, Request
+from nestrt.plan.request import Request
 from nestrt.plan.steps import Step
 from nestrt.record import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 V1_DELEGATE = ("tasks", "cgroup.procs")
 MARK_VERSION = 1
@@ -173,13 +177,18 @@ def device_steps(facts: Facts, hierarchy: Hierarchy, group: str, rules: tuple[De
     ]
 
 
-def _limit_group(request: Request, facts: Facts, h: Hierarchy, text: str) -> list[Step]:
+def _limit_group(
+    request: Request, facts: Facts, h: Hierarchy, text: str, more: Callable[[Hierarchy], list[Step]] | None
+) -> list[Step]:
     policy, group = request.policy, request.limit_group
-    steps: list[Step] = [MakeGroup(h, group), SetMark(h, group, facts.mark, text)]
+    steps: list[Step] = [MakeGroup(h, group, exist_ok=bool(request.cgroup)), SetMark(h, group, facts.mark, text)]
     if h.version == 1 and "cpuset" in h.controllers:
         steps.append(FillCpuset(h, group))
+    if more:
+        steps += more(h)
+    else:
+        steps += device_steps(facts, h, group, policy.limits.devices)
     steps += _settings(h, group, policy.limits)
-    steps += device_steps(facts, h, group, policy.limits.devices)
     if h.version == 2:
         steps.append(SetFile(h, group, "cgroup.max.descendants", str(policy.max_groups)))
         steps.append(SetFile(h, group, "cgroup.max.depth", str(policy.max_depth)))
@@ -228,19 +237,42 @@ def late_steps(request: Request, facts: Facts, identity: Identity) -> list[Step]
     return steps
 
 
-def group_steps(request: Request, facts: Facts, generation: str, identity: Identity, created: int) -> list[Step]:
-    """All groups with their limits, marks and owners, the primary hierarchy first: its mark tells of the rest."""
+def parents(h: Hierarchy, limit_group: str, shared: bool) -> list[Step]:
+    """Whatever is missing of the groups above *limit_group*, ready for one more child.
+
+    *shared*: other programs have groups there too, so that only what is empty is filled in.
+    """
+    steps: list[Step] = []
+    names = limit_group.strip("/").split("/")[:-1]
+    if h.version == 2 and h.controllers:
+        steps.append(EnableControllers(h, "/", h.controllers, lenient=shared))
+    for count in range(len(names)):
+        group = "/" + "/".join(names[: count + 1])
+        steps.append(MakeGroup(h, group, exist_ok=True))
+        if h.version == 1 and "cpuset" in h.controllers:
+            steps.append(FillCpuset(h, group, inherit=not shared))
+        if h.version == 2 and h.controllers:
+            steps.append(EnableControllers(h, group, h.controllers, lenient=shared))
+    return steps
+
+
+def group_steps(
+    request: Request,
+    facts: Facts,
+    generation: str,
+    identity: Identity,
+    created: int,
+    more: Callable[[Hierarchy], list[Step]] | None = None,
+) -> list[Step]:
+    """All groups with their limits, marks and owners, the primary hierarchy first: its mark tells of the rest.
+
+    *more* gives what else, besides the policy's limits, a limit group is to have.
+    """
     whole = jsontext.dumps(mark(request, facts, generation, identity, created))
     short = jsontext.dumps({"v": MARK_VERSION, "name": request.name, "id": generation})
     steps: list[Step] = []
     for h in (facts.primary, *(h for h in facts.hierarchies if h != facts.primary)):
-        if h.version == 2 and h.controllers:
-            steps.append(EnableControllers(h, "/", h.controllers))
-        steps.append(MakeGroup(h, PARENT, exist_ok=True))
-        if h.version == 1 and "cpuset" in h.controllers:
-            steps.append(FillCpuset(h, PARENT))
-        if h.version == 2 and h.controllers:
-            steps.append(EnableControllers(h, PARENT, h.controllers))
-        steps += _limit_group(request, facts, h, whole if h == facts.primary else short)
+        steps += parents(h, request.limit_group, shared=bool(request.cgroup))
+        steps += _limit_group(request, facts, h, whole if h == facts.primary else short, more)
         steps += _guest_root(request, facts, h, identity)
     return steps

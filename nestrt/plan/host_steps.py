@@ -59,11 +59,15 @@ class SetFile(Step):
 
 @record
 class EnableControllers(Step):
-    """v2: enable for the children of *group* the controllers that are not yet."""
+    """v2: enable for the children of *group* the controllers that are not yet.
+
+    *lenient*: where processes stand in the group, leave it; what needs a controller then fails by itself.
+    """
 
     hierarchy: Hierarchy
     group: str
     controllers: tuple[str, ...]
+    lenient: bool = False
 
     def describe(self) -> str:
         return f"enable {' '.join(self.controllers)} below {self.hierarchy.path(self.group)}"
@@ -71,13 +75,15 @@ class EnableControllers(Step):
 
 @record
 class FillCpuset(Step):
-    """v1: give an empty cpuset its parent's CPUs and memory nodes, and let its children inherit."""
+    """v1: give an empty cpuset its parent's CPUs and memory nodes, and let its children *inherit*."""
 
     hierarchy: Hierarchy
     group: str
+    inherit: bool = True
 
     def describe(self) -> str:
-        return f"fill the cpuset {self.hierarchy.path(self.group)} from its parent; children inherit"
+        text = f"fill the cpuset {self.hierarchy.path(self.group)} from its parent"
+        return f"{text}; children inherit" if self.inherit else text
 
 
 @record

@@ -31,7 +31,8 @@ class MountRequest:
 @record
 class Request:
     """A guest to launch. *policy* has the limits, flags and file merged; *nodes* pairs device nodes
-    of the launching level with their places in the guest; *log* takes a detached guest's output."""
+    of the launching level with their places in the guest; *log* takes a detached guest's output.
+    *cgroup* is the limit group where somebody else, an engine, says which one it is."""
 
     name: str
     rootfs: str
@@ -50,11 +51,12 @@ class Request:
     detach: bool = False
     remove: bool = False
     log: str = "/dev/null"
+    cgroup: str = ""
 
     @property
     def limit_group(self) -> str:
         """The limit group's path in every hierarchy."""
-        return f"{PARENT}/{self.name}"
+        return self.cgroup or f"{PARENT}/{self.name}"
 
     @property
     def guest_root(self) -> str:

@@ -1,0 +1,257 @@
+"""The state of OCI containers: one directory each below ``--root``, and nothing else that could go stale.
+
+::
+
+    ROOT/ID/             locked (flock) by whoever creates or deletes it
+      state.json         what create knew; written whole, by rename
+      config.json        the bundle's document as it was at create
+      start.sock         where the first process waits to be started; gone once it is
+
+Source: runtime-spec, runtime.md: "State", "Lifecycle".
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from nestrt import jsontext
+from nestrt.errors import InputError, NestrtError, NotFound, StateError
+from nestrt.kernel import pidfd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+VERSION = 1
+ID_LIMIT = 1024
+ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
+FILE_LIMIT = 16 << 20
+STATE, CONFIG, SOCKET = "state.json", "config.json", "start.sock"
+
+
+def check_id(id: str) -> str:
+    """*id* if it can be a container's: letters, digits and ``_+-.``, at most 1024. Raises InputError."""
+    if id in ("", ".", "..") or len(id) > ID_LIMIT or not ID_CHARACTERS.issuperset(id):
+        raise InputError("use", f"container id {id[:80]!a}", "invalid ID format", "use letters, digits, and _ + - .")
+    return id
+
+
+class Container:
+    """One container. Raises only where a method says so; what a state file lacks is as good as "stopped"."""
+
+    def __init__(self, root: str, id: str, document: dict[str, Any]) -> None:
+        self.directory = f"{root}/{id}"
+        self.root = root
+        self.id = id
+        self.document = document
+
+    @property
+    def pid(self) -> int:
+        """The first process as this level sees it; 0 where there is none yet."""
+        value = self.document.get("pid")
+        return value if isinstance(value, int) else 0
+
+    @property
+    def start_time(self) -> int:
+        """When it began, in clock ticks since boot (proc_pid_stat(5), field 22)."""
+        value = self.document.get("start")
+        return value if isinstance(value, int) else 0
+
+    def text(self, key: str) -> str:
+        value = self.document.get(key)
+        return value if isinstance(value, str) else ""
+
+    @property
+    def bundle(self) -> str:
+        return self.text("bundle")
+
+    @property
+    def created(self) -> str:
+        """RFC 3339."""
+        return self.text("created")
+
+    @property
+    def cgroup(self) -> str:
+        """The limit group's path below this level's root in every hierarchy, "" where there is none."""
+        return self.text("cgroup")
+
+    @property
+    def driver(self) -> str:
+        return self.text("driver") or "cgroupfs"
+
+    @property
+    def unit(self) -> str:
+        """The systemd scope."""
+        return self.text("unit")
+
+    @property
+    def virtualized(self) -> bool:
+        """Whether a CONTAINER_LEVEL policy holds: then processes stand below the limit group."""
+        return self.document.get("virtualized") is True
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        value = self.document.get("annotations")
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def socket(self) -> str:
+        return f"{self.directory}/{SOCKET}"
+
+    def config(self) -> str:
+        """The text of the document that it was created from. Raises StateError."""
+        try:
+            with open(f"{self.directory}/{CONFIG}", "rb") as file:
+                return file.read(FILE_LIMIT).decode()
+        except (OSError, ValueError) as error:
+            raise _damaged(self.root, self.id, str(error)) from error
+
+    def alive(self) -> bool:
+        """Whether the first process is there and no zombie, and the same that create made."""
+        return self.pid > 0 and pidfd.alive(self.pid, self.start_time)
+
+    def frozen(self) -> bool:
+        if not self.cgroup:
+            return False
+        from nestrt.act.freeze import frozen  # not where nothing runs
+
+        return frozen(self)
+
+    def status(self) -> str:
+        """creating, created, running, paused or stopped."""
+        if not self.pid:
+            return "creating" if self.busy() else "stopped"
+        if not self.alive():
+            return "stopped"
+        if os.path.exists(self.socket):
+            return "created"
+        return "paused" if self.frozen() else "running"
+
+    def require(self, operation: str, *wanted: str) -> str:
+        """The status if it is one of *wanted*. Raises StateError in the words that engines know."""
+        status = self.status()
+        if status in wanted:
+            return status
+        if status == "stopped":
+            raise StateError(operation, f"container {self.id}", "container not running", "create it again")
+        raise StateError(
+            operation, f"container {self.id}", f"it is {status}, not {' or '.join(wanted)}", "see nestrt state"
+        )
+
+    def busy(self) -> bool:
+        """Whether somebody creates or deletes it just now."""
+        try:
+            fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def save(self) -> None:
+        """Write the state file whole. Raises OSError."""
+        write_file(f"{self.directory}/{STATE}", jsontext.dumps(self.document))
+
+    def forget(self) -> None:
+        """Remove the directory with all that nestrt puts there; what is gone already is no error."""
+        for name in _entries(self.directory):
+            try:
+                os.unlink(f"{self.directory}/{name}")
+            except OSError:
+                continue
+        try:
+            os.rmdir(self.directory)
+        except FileNotFoundError:
+            pass
+
+
+def _entries(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+
+
+def write_file(path: str, text: str, mode: int = 0o600) -> None:
+    """Replace the file *path* in one step: never half of it is there. Raises OSError."""
+    temporary = f"{path}.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        data = text.encode()
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+
+
+def reserve(root: str, id: str) -> int:
+    """Make the container's directory and lock it; returns the descriptor that holds the lock.
+
+    Raises StateError where the id is in use, OSError for an unwritable *root*.
+    """
+    os.makedirs(root, mode=0o711, exist_ok=True)
+    try:
+        os.mkdir(f"{root}/{id}", 0o700)
+    except FileExistsError as error:
+        raise StateError(
+            "create",
+            f"container {id}",
+            "container with given ID already exists",
+            f"choose another id, or: nestrt delete {id}",
+        ) from error
+    fd = os.open(f"{root}/{id}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+def _damaged(root: str, id: str, reason: str) -> NestrtError:
+    return NestrtError(
+        "read", f"the state of container {id} ({root}/{id})", f"it is damaged: {reason}", f"nestrt delete --force {id}"
+    )
+
+
+def load(root: str, id: str) -> Container:
+    """The container of that id. Raises NotFound ("container does not exist"), InputError, NestrtError (damaged)."""
+    check_id(id)
+    try:
+        with open(f"{root}/{id}/{STATE}", "rb") as file:
+            text = file.read(FILE_LIMIT).decode()
+        document = jsontext.loads(text)
+    except FileNotFoundError as error:
+        if not os.path.isdir(f"{root}/{id}"):
+            raise NotFound("find", f"container {id}", "container does not exist", "nestrt list shows all") from error
+        document = {}  # ended between its directory and its first state
+    except OSError as error:
+        if error.errno == errno.ENOTDIR:
+            raise NotFound("find", f"container {id}", "container does not exist", "nestrt list shows all") from error
+        raise
+    except ValueError as error:
+        raise _damaged(root, id, str(error)) from error
+    if not isinstance(document, dict):
+        raise _damaged(root, id, "not an object")
+    return Container(root, id, document)
+
+
+def all_containers(root: str) -> Iterator[Container | NestrtError]:
+    """Every container below *root* by id, or the error where its state cannot be read."""
+    try:
+        names = sorted(os.listdir(root))
+    except FileNotFoundError:
+        return
+    for name in names:
+        if not ID_CHARACTERS.issuperset(name) or not os.path.isdir(f"{root}/{name}"):
+            continue
+        try:
+            yield load(root, name)
+        except NotFound:
+            continue
+        except NestrtError as error:
+            yield error
