@@ -6,10 +6,13 @@ import sys
 
 from nestrt.errors import NestrtError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 # command: what it does
 COMMANDS = {
     "launch": "start a guest from a root filesystem",
-    "delete": "end a guest and remove all that belongs to it",
     "gc": "remove what killed launches and ended guests left",
     "tree": "every group of every guest at every level",
     "ls": "the guests of this level and below",
@@ -17,11 +20,35 @@ COMMANDS = {
     "guest": "inside a guest: see and divide what it has",
     "policy": "check a CONTAINER_LEVEL policy file",
 }
+# The OCI command line, as runc has it: global flags may stand before the verb.
+VERBS = {
+    "create": "create a container from a bundle",
+    "start": "run the program of a created container",
+    "run": "create, start and stay with a container",
+    "state": "print a container's state as JSON",
+    "kill": "send a signal to a container",
+    "delete": "remove a container, or a guest of launch",
+    "exec": "run one more process in a container",
+    "ps": "the processes of a container",
+    "pause": "stop all processes of a container",
+    "resume": "let them go on",
+    "update": "change limits of a running container",
+    "events": "statistics and out-of-memory events of a container",
+    "list": "all containers",
+    "spec": "write a config.json to begin with",
+    "features": "what this runtime and host can do, as JSON",
+}
+# They clone: the wait that a process's first move between groups costs begins while modules are imported.
+CLONING = ("launch", "create", "run", "exec")
 
 
 def usage() -> str:
     rows = "".join(f"  {name:8} {text}\n" for name, text in COMMANDS.items())
-    return f"usage: nestrt COMMAND …\n\n{rows}\nnestrt COMMAND --help tells more.\n"
+    verbs = "".join(f"  {name:8} {text}\n" for name, text in VERBS.items())
+    return (
+        f"usage: nestrt COMMAND …\n\n{rows}\nAs an OCI runtime: nestrt [GLOBAL OPTION …] VERB …\n\n{verbs}\n"
+        "nestrt COMMAND --help tells more; nestrt --root DIR --help the global options.\n"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -31,26 +58,57 @@ def main(argv: list[str]) -> int:
         out.write(usage())
         return 0 if len(argv) > 1 else 2
     command = argv[1]
-    if command in ("-v", "--version", "version"):
-        from nestrt.cli.version import VERSION
+    if command in VERBS or command[0:1] == "-":
+        return _engine(argv[1:])
+    if command == "version":
+        from nestrt.cli.version import text
 
-        print(f"nestrt {VERSION}")
+        sys.stdout.write(text())
         return 0
     if command not in COMMANDS:
-        sys.stderr.write(f"nestrt: unknown command {command!a}; it is one of: {', '.join(COMMANDS)}\n")
+        sys.stderr.write(f"nestrt: unknown command {command!a}; it is one of: {', '.join((*COMMANDS, *VERBS))}\n")
         return 2
-    if command == "launch":
-        import gc
+    return _timely(command, lambda: _run(command, argv[2:]))
 
-        from nestrt.kernel import grace
 
-        child = grace.begin()
-        gc.disable()  # a launch is over before there is anything to collect
-        try:
-            return _run(command, argv[2:])
-        finally:
-            grace.end(child)
-    return _run(command, argv[2:])
+def _timely(command: str, action: Callable[[], int]) -> int:
+    if command not in CLONING:
+        return action()
+    import gc
+
+    from nestrt.kernel import grace
+
+    child = grace.begin()
+    gc.disable()  # it is over before there is anything to collect
+    try:
+        return action()
+    finally:
+        grace.end(child)
+
+
+def _engine(words: list[str]) -> int:
+    """The OCI command line."""
+    from nestrt.cli import engine
+
+    flags = engine.Globals()
+    try:
+        flags, given, words = engine.parse_globals(words)
+    except NestrtError as error:
+        engine.report(flags, error, "read the command line")
+        return 1
+    if "version" in given:
+        from nestrt.cli.version import text
+
+        sys.stdout.write(text())
+        return 0
+    if "help" in given or not words or words[0] not in VERBS:
+        rows = "".join(f"  {name:8} {text}\n" for name, text in VERBS.items())
+        wrong = words and "help" not in given
+        (sys.stderr if wrong else sys.stdout).write(
+            f"nestrt: unknown verb {words[0]!a}\n" if wrong else engine.help_text(f"\n{rows}")
+        )
+        return 1 if wrong else 0
+    return _timely(words[0], lambda: engine.run(words[0], flags, words[1:]))
 
 
 def _run(command: str, argv: list[str]) -> int:

@@ -80,3 +80,20 @@ def dumps(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(dumps, value)) + "]"
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def pretty(value: Any, indent: str = "\t") -> str:
+    """Like dumps(), a line for each item, as Go's MarshalIndent; ``{}`` and ``[]`` unbroken, no newline at the end."""
+    return _lines(value, indent, "\n")
+
+
+def _lines(value: Any, indent: str, newline: str) -> str:
+    if not value or not isinstance(value, (dict, list, tuple)):
+        return dumps(value)
+    deeper = newline + indent
+    if isinstance(value, dict):
+        items = [f"{encode_basestring_ascii(key)}: {_lines(item, indent, deeper)}" for key, item in value.items()]
+    else:
+        items = [_lines(item, indent, deeper) for item in value]
+    begin, end = "{}" if isinstance(value, dict) else "[]"
+    return f"{begin}{deeper}{f',{deeper}'.join(items)}{newline}{end}"

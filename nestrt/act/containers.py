@@ -111,7 +111,8 @@ class Container:
 
     def alive(self) -> bool:
         """Whether the first process is there and no zombie, and the same that create made."""
-        return self.pid > 0 and pidfd.alive(self.pid, self.start_time)
+        # Start times count from boot: in another one they say nothing.
+        return self.pid > 0 and pidfd.alive(self.pid, self.start_time) and self.text("boot") == boot_id()
 
     def frozen(self) -> bool:
         if not self.cgroup:
@@ -177,6 +178,12 @@ def _entries(directory: str) -> list[str]:
         return os.listdir(directory)
     except FileNotFoundError:
         return []
+
+
+def boot_id() -> str:
+    """What tells this boot from all others: random(4)."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def write_file(path: str, text: str, mode: int = 0o600) -> None:

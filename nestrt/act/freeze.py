@@ -35,11 +35,11 @@ def _places() -> tuple[str, tuple[str, ...]]:
     trees = tuple(place for place in V2_PLACES if os.path.exists(f"{place}/cgroup.controllers"))
     if os.path.isdir(V1_PLACE) or trees:
         return V1_PLACE if os.path.isdir(V1_PLACE) else "", trees
-    from nestrt.probe.facts import read_hierarchies  # only where cgroups are mounted in no usual place
+    from nestrt.kernel.mountinfo import read_mounts  # only where cgroups are mounted in no usual place
 
-    found = read_hierarchies()
-    v1 = [h.mountpoint for h in found if h.version == 1 and "freezer" in h.controllers]
-    return v1[0] if v1 else "", tuple(h.mountpoint for h in found if h.version == 2)
+    mounts = read_mounts()
+    v1 = [mount.target for mount in mounts if mount.fstype == "cgroup" and "freezer" in mount.super_options]
+    return v1[0] if v1 else "", tuple(mount.target for mount in mounts if mount.fstype == "cgroup2")
 
 
 def _group(path: str) -> tuple[str, int]:
@@ -69,7 +69,7 @@ def _directory(container: Container, operation: str) -> tuple[str, int]:
     directory, version = _group(container.cgroup) if container.cgroup else ("", 0)
     if not directory:
         reason = "it has no group that could be frozen" if container.cgroup else "it was made without groups"
-        raise HostError(operation, f"container {container.id}", reason, "use an engine's stop, or create it with groups")
+        raise HostError(operation, f"container {container.id}", reason, "create it with a cgroupsPath that can be had")
     return directory, version
 
 

@@ -99,8 +99,9 @@ def _open_terminal(guest: Guest, step: do.OpenTerminal) -> None:
     guest.channel.tell_terminal(master)
     slave = terminal.open_slave(master)
     os.close(master)
-    # /dev/console is what a first process, systemd above all, expects its terminal to be.
-    mounts.put(mount.open_tree(guest.pty), mounts.open_target("/dev/console", directory=False))
+    if step.console:
+        # /dev/console is what a first process, systemd above all, expects its terminal to be.
+        mounts.put(mount.open_tree(guest.pty), mounts.open_target("/dev/console", directory=False))
     terminal.make_controlling(slave)
 
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 import errno
 import os
 
-from nestrt import jsontext
 from nestrt.act import guest, host
-from nestrt.act.protocol import ERROR, Channel, Gone, received
-from nestrt.errors import HostError, KernelError, NestrtError, ProgramError
+from nestrt.act.protocol import Channel, Gone
+from nestrt.errors import HostError, KernelError, NestrtError
 from nestrt.kernel import pidfd
 from nestrt.plan import host_steps as do
 from nestrt.plan.guest_steps import Execute
@@ -75,13 +74,12 @@ class Launcher:
 
     def await_program(self) -> None:
         """Wait until the first process is the guest's program; raises what it told instead."""
-        words = self.channel.last_words()
-        if words:
+        last = self.plan.guest[-1]
+        try:
+            self.channel.expect_program(last.command[0] if isinstance(last, Execute) else self.plan.name)
+        except NestrtError:
             self.wait()
-            if words.startswith(ERROR.encode()):
-                raise received(jsontext.loads(words[len(ERROR) :].decode()))
-            raise program_error(self.plan.guest[-1], int.from_bytes(words[:4], "little"))
-        os.close(self.channel.sock.detach())
+            raise
 
     def abandon(self) -> None:
         """End the first process, if it is there: its guest is not to be. Let go of the shared group."""
@@ -144,6 +142,13 @@ def explain(step: Step, error: OSError) -> NestrtError:
         return HostError(
             "make group", step.hierarchy.path(step.group), "the hierarchy is mounted read-only", "mount it read-write"
         )
+    if isinstance(step, do.SetFile) and step.field and number != errno.EAGAIN:
+        return KernelError(
+            f"set {step.field} to {step.value!r}:",
+            step.hierarchy.path(step.group, step.file),
+            number,
+            "ask for a value that the kernel and the parent group allow",
+        )
     if isinstance(step, do.SetFile) and number in (errno.EINVAL, errno.ERANGE, errno.ENODEV):
         return KernelError(
             f"set {step.file} to {step.value!r} for",
@@ -187,18 +192,3 @@ def explain(step: Step, error: OSError) -> NestrtError:
             step.describe(), str(error.filename or ""), number, "be root of this level, and let its view be rw"
         )
     return KernelError(step.describe(), str(error.filename or ""), number)
-
-
-def program_error(step: Step, number: int) -> ProgramError:
-    """execve(2)'s refusal, with the exit status of a shell: 127 not there, else 126."""
-    program = step.command[0] if isinstance(step, Execute) else ""
-    if number == errno.ENOENT:
-        return ProgramError(
-            "execute", program, "the file, or its interpreter, is not there", "name a program of the guest", 127
-        )
-    remedy = (
-        "give it a #! line, or a program for this machine"
-        if number == errno.ENOEXEC
-        else "make it an executable file (chmod +x)"
-    )
-    return ProgramError("execute", program, os.strerror(number), remedy, 126)

@@ -25,7 +25,6 @@ from nestrt.kernel import mount
 from nestrt.plan import guest_steps as do
 from nestrt.plan.request import STATE_DIR
 
-SYSFS_MAGIC = 0x62656572
 # Where nestrt itself mounts: a symlink of the image there is refused, elsewhere it is followed inside the guest.
 SYSTEM = ("/proc", "/sys", "/dev", "/run")
 
@@ -33,29 +32,91 @@ SYSTEM = ("/proc", "/sys", "/dev", "/run")
 def open_target(path: str, directory: bool) -> int:
     """Open a mount point of the guest (O_PATH), made if it is missing."""
     system = any(path == top or path.startswith(f"{top}/") for top in SYSTEM)
-    resolve = mount.RESOLVE_IN_ROOT | (mount.RESOLVE_NO_SYMLINKS if system else 0)
+    try:
+        return open_or_make(path, directory, plain=system)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise InputError(
+                "mount at",
+                path,
+                "the root filesystem has a symbolic link there",
+                "use a root filesystem with a plain directory",
+            ) from error
+        raise
+
+
+def open_or_make(path: str, directory: bool, plain: bool = False) -> int:
+    """Open *path* in the root of this process (O_PATH); what is missing is made: directories, and an empty file
+    unless *directory*.
+
+    Symlinks resolve inside the root, also those that lead nowhere yet; with *plain* there must be none (ELOOP).
+    Magic links of procfs, that lead to where a descriptor does, are never followed.
+    """
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        try:
-            return mount.open_in_root(root, path, os.O_PATH, resolve=resolve)
-        except FileNotFoundError:
-            # A symlink that leads nowhere yet: what it leads to is made, inside the guest's root like everything.
-            place = path if system else os.path.realpath(path)
-            os.makedirs(place if directory else os.path.dirname(place), mode=0o755, exist_ok=True)
-            if not directory:
-                os.close(os.open(place, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
-            return mount.open_in_root(root, path, os.O_PATH, resolve=resolve)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise InputError(
-                    "mount at",
-                    path,
-                    "the root filesystem has a symbolic link there",
-                    "use a root filesystem with a plain directory",
-                ) from error
-            raise
+        resolve = mount.RESOLVE_IN_ROOT | (mount.RESOLVE_NO_SYMLINKS if plain else 0)
+        return mount.open_in_root(root, path, os.O_PATH, resolve=resolve)
+    except FileNotFoundError:
+        return _walk(root, path, directory, plain)
     finally:
         os.close(root)
+
+
+def open_parent(path: str) -> tuple[int, str]:
+    """The directory (made if missing) that *path* is in, as a descriptor, and the last name of *path*."""
+    parent, _, name = path.rpartition("/")
+    return open_or_make(parent or "/", directory=True), name
+
+
+def _walk(root: int, path: str, directory: bool, plain: bool) -> int:
+    """open_or_make() name by name: each is looked up in a directory that is open, so a race changes nothing else."""
+    names = [name for name in reversed(path.split("/")) if name not in ("", ".")]
+    above = [os.dup(root)]
+    links = 0
+    try:
+        while names:
+            name = names.pop()
+            if name == "..":
+                if len(above) > 1:
+                    os.close(above.pop())
+                continue
+            found = _open_or_make_name(above[-1], name, directory or bool(names))
+            mode = os.fstat(found).st_mode
+            if stat.S_ISLNK(mode):
+                text = os.readlink("", dir_fd=found)
+                os.close(found)
+                links += 1
+                if plain or links > 40:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                if text.startswith("/"):
+                    for fd in above[1:]:
+                        os.close(fd)
+                    del above[1:]
+                names += [part for part in reversed(text.split("/")) if part not in ("", ".")]
+            else:
+                above.append(found)
+        return above.pop()
+    finally:
+        for fd in above:
+            os.close(fd)
+
+
+def _open_or_make_name(parent: int, name: str, directory: bool) -> int:
+    """Open *name* of the directory *parent*, itself if it is a symlink, made if it is missing."""
+    for _ in range(100):
+        try:
+            return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+        try:
+            if directory:
+                os.mkdir(name, 0o755, dir_fd=parent)
+            else:
+                made = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+                os.close(os.open(name, made, 0o644, dir_fd=parent))
+        except FileExistsError:
+            continue  # made meanwhile
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), name)
 
 
 def put(tree: int, target: int) -> None:
@@ -69,6 +130,8 @@ def put(tree: int, target: int) -> None:
 
 def enter_root(guest: Guest, step: do.EnterRoot) -> None:
     mount.propagation("/", mount.MS_REC | mount.MS_PRIVATE)
+    # Where the root filesystem lies on a shared mount, the copy is its peer: the host would see what is mounted in it.
+    mount.set_propagation(guest.tree, mount.MS_REC | mount.MS_PRIVATE)
     guest.old_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     mount.move_mount(mount.new_mount("tmpfs", "mode=755"), STATE_DIR)
     os.chdir(STATE_DIR)
@@ -101,6 +164,7 @@ def bind(guest: Guest, step: do.Bind) -> None:
     tree = guest.binds.pop((step.source, step.target), None)
     if tree is None:
         return  # optional, and not there
+    mount.set_propagation(tree, mount.MS_REC | mount.MS_PRIVATE)
     if step.attributes:
         mount.set_attributes(tree, step.attributes, recursive=step.recursive)
     put(tree, open_target(step.target, stat.S_ISDIR(os.fstat(tree).st_mode)))
@@ -123,7 +187,7 @@ def cover(guest: Guest, step: do.Cover) -> None:
         except FileNotFoundError:
             continue
         # A mask must lie on the kernel's own file, not on what an image put in its way (CVE-2025-31133).
-        if mount.filesystem_magic(target) not in (mount.PROC_SUPER_MAGIC, SYSFS_MAGIC):
+        if mount.filesystem_magic(target) not in (mount.PROC_SUPER_MAGIC, mount.SYSFS_MAGIC):
             raise HostError("mask", path, "it is not on procfs or sysfs")
         if step.read_only:
             tree = mount.open_tree("", False, target)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from nestrt.act.protocol import Channel
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nestrt.kernel.libseccomp import Filter
+
 
 class Guest:
     """What the first process holds while it sets itself up."""
@@ -21,3 +25,10 @@ class Guest:
         self.old_root = -1
         self.base = -1
         self.pty = ""
+        # Of a bundle's container only (act/container.py): namespaces to join by type, the socket to be
+        # started by, and who creates it.
+        self.joined: dict[str, int] = {}
+        self.listener = -1
+        self.filter: Filter | None = None
+        self.board = -1
+        self.creator: object = None

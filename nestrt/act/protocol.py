@@ -10,9 +10,11 @@ errno as four bytes first.
 from __future__ import annotations
 
 import _socket
+import errno
+import os
 
 from nestrt import jsontext
-from nestrt.errors import NestrtError
+from nestrt.errors import NestrtError, ProgramError
 from nestrt.kernel import terminal
 
 ERROR = "error "
@@ -67,6 +69,15 @@ class Channel:
             words += chunk
         return words
 
+    def expect_program(self, program: str) -> None:
+        """Wait until the other end has become *program*, and close; raises the NestrtError that it told instead."""
+        words = self.last_words()
+        os.close(self.sock.detach())
+        if words.startswith(ERROR.encode()):
+            raise received(jsontext.loads(words[len(ERROR) :].decode()))
+        if words:
+            raise program_error(program, int.from_bytes(words[:4], "little"))
+
     def last_error(self) -> NestrtError | None:
         """The error among all that comes until the other end closes, if there is one."""
         for line in self.last_words().decode("utf-8", "replace").splitlines():
@@ -101,3 +112,17 @@ def received(body: dict[str, object]) -> NestrtError:
     error = NestrtError(str(body["operation"]), str(body["obj"]), str(body["reason"]), str(body["remedy"]))
     error.status = int(str(body["status"]))
     return error
+
+
+def program_error(program: str, number: int) -> ProgramError:
+    """execve(2)'s refusal, with the exit status of a shell: 127 not there, else 126."""
+    if number == errno.ENOENT:
+        return ProgramError(
+            "execute", program, "the file, or its interpreter, is not there", "name a program of the guest", 127
+        )
+    remedy = (
+        "give it a #! line, or a program for this machine"
+        if number == errno.ENOEXEC
+        else "make it an executable file (chmod +x)"
+    )
+    return ProgramError("execute", program, os.strerror(number), remedy, 126)

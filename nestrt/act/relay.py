@@ -89,6 +89,11 @@ def foreground(pid: int, pidfd: int, master: int | None = None, stdin: int = 0, 
     return status if status >= 0 else 128 - status
 
 
+def blocked() -> set[int]:
+    """What is blocked just now, for a launcher that does not stay."""
+    return signalfd.block(set())
+
+
 def _heard() -> set[int]:
     """The signals to forward, without those that are ignored on behalf of the guest too (nohup(1), `&` of a script)."""
     return {signal for signal in FORWARDED if _signal.getsignal(signal) != _signal.SIG_IGN}

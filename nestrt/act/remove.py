@@ -178,6 +178,21 @@ def _remove_idle(hierarchy: Hierarchy, group: str) -> None:
             return
 
 
+def remove_tree(group: str, hierarchies: tuple[Hierarchy, ...]) -> None:
+    """Kill what lives in *group* and below, and remove it in all *hierarchies*.
+
+    Raises StateError and KernelError; what is left then is left whole enough for another try.
+    """
+    if not group.strip("/"):
+        return
+    for hierarchy in hierarchies:
+        _remove_idle(hierarchy, group)
+    kill(hierarchies, group)
+    deadline = time.monotonic() + PATIENCE
+    for hierarchy in hierarchies:
+        _remove_groups(hierarchy, group, deadline)
+
+
 def remove(name: str, hierarchies: tuple[Hierarchy, ...], disconnect: Callable[[str], object] | None = None) -> None:
     """Kill what lives of guest *name*, remove its groups at all levels, its ids, its network and its state file.
 
@@ -185,12 +200,7 @@ def remove(name: str, hierarchies: tuple[Hierarchy, ...], disconnect: Callable[[
     KernelError; what is left then is left whole enough for another try.
     """
     group = f"{PARENT}/{name}"
-    for hierarchy in hierarchies:
-        _remove_idle(hierarchy, group)
-    kill(hierarchies, group)
-    deadline = time.monotonic() + PATIENCE
-    for hierarchy in hierarchies:
-        _remove_groups(hierarchy, group, deadline)
+    remove_tree(group, hierarchies)
     remove_parent(hierarchies)
     if disconnect:
         disconnect(name)

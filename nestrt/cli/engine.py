@@ -19,6 +19,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nestrt.act.containers import Container
+    from nestrt.plan.facts import Hierarchy
+
 STATE_ROOT = "/run/nestrt/oci"
 MANAGERS = ("cgroupfs", "systemd", "disabled")
 
@@ -154,6 +157,15 @@ def words(verb: str, options: tuple[Option, ...], argv: list[str], text: str, pe
         sys.stdout.write(usage(text, (*options, HELP)))
         return None
     return single, repeated, operands
+
+
+def hierarchies_of(container: Container) -> tuple[Hierarchy, ...]:
+    """The hierarchies where *container* has groups: by detached mounts too where a policy made them."""
+    if not container.cgroup:
+        return ()
+    from nestrt.probe.facts import read_hierarchies  # not for what has none
+
+    return read_hierarchies(make=container.virtualized)
 
 
 HELP = Option("help", "", "this text", "h")

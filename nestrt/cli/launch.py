@@ -9,6 +9,7 @@ import time
 from nestrt.act import relay
 from nestrt.act.host import IdsTaken, ShiftRefused
 from nestrt.act.launch import Launcher
+from nestrt.act.pipes import open_standard
 from nestrt.act.remove import remove
 from nestrt.cli.options import parse, usage
 from nestrt.cli.request import HEAD, OPTIONS, TAIL, build
@@ -39,16 +40,6 @@ def main(argv: list[str]) -> int:
         if error.status not in (126, 127):
             error.status = FAILED
         raise
-
-
-def _standard_descriptors() -> None:
-    """Open what is closed of 0, 1 and 2 on /dev/null: the channel must not come to stand there."""
-    fd = 0
-    while fd < 3:
-        fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        if fd < 3:
-            os.set_inheritable(fd, True)
-    os.close(fd)
 
 
 def _prepare(request: Request) -> tuple[Request, Facts]:
@@ -105,7 +96,7 @@ def _start(request: Request, signals: set[int]) -> tuple[Launcher, Facts]:
 def _launch(request: Request) -> int:
     if request.terminal and request.detach:
         raise InputError("use", "-t with -d", "no process stays to relay the terminal", "leave one of them out")
-    _standard_descriptors()
+    open_standard()
     os.umask(0o022)  # groups and mount points are the guest's to read, whatever the caller's is
     signals = relay.hold()
     launcher, facts = _start(request, signals)

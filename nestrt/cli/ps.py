@@ -113,7 +113,7 @@ def _run_ps(arguments: list[str]) -> str:
         pid = os.posix_spawn(program, ["ps", *arguments], os.environ, file_actions=actions)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         size = os.fstat(fd).st_size
-        text = os.pread(fd, size, 0).decode("utf-8", "surrogateescape")
+        text = os.pread(fd, size, 0).decode(errors="replace")
     finally:
         os.close(fd)
     if status:

@@ -1,4 +1,4 @@
-"""What a controller is: two tables of files, v1's and v2's, and what to write for given limits.
+"""What a controller is: two tables of files, v1's and v2's, and what to write for given limits and documents.
 
 Nothing here says that a file or controller is there: the kernel's own list of
 a hierarchy and of a group's files decides that (table.py).
@@ -6,6 +6,7 @@ a hierarchy and of a group's files decides that (table.py).
 
 from __future__ import annotations
 
+from nestrt.errors import HostError
 from nestrt.level.units import MAX
 from nestrt.record import record
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nestrt.level.limits import Limits
+    from nestrt.oci.resources import Resources
 
 
 @record
@@ -48,15 +50,23 @@ def own(name: str, meaning: str, unit: str) -> File:
 
 @record
 class Setting:
-    """*value* for *file* of a group, one write(2). *optional*: where this kernel lacks the file, leave it."""
+    """*value* for *file* of a group, one write(2). *optional*: where this kernel lacks the file, leave it.
+
+    *unless* names a file that says the same: where the group has that one, leave
+    this. *field* is what a document calls it ("linux.resources.pids.limit"), for
+    the error where the kernel refuses; "" where no document asked.
+    """
 
     file: str
     value: str
     optional: bool = False
+    unless: str = ""
+    field: str = ""
 
 
 if TYPE_CHECKING:
     Settings = Callable[[Limits, int], tuple[Setting, ...]]
+    Documented = Callable[[Resources, int], tuple[Setting, ...]]
 
 
 def no_settings(limits: Limits, version: int) -> tuple[Setting, ...]:
@@ -64,12 +74,28 @@ def no_settings(limits: Limits, version: int) -> tuple[Setting, ...]:
     return ()
 
 
+def no_resources(resources: Resources, version: int) -> tuple[Setting, ...]:
+    """For a controller that linux.resources has no word for."""
+    return ()
+
+
+def asked(file: str, value: object, field: str, *, optional: bool = False, unless: str = "") -> Setting:
+    """The Setting that the *field* of linux.resources asks for ("memory.limit")."""
+    return Setting(file, str(value), optional, unless, f"linux.resources.{field}")
+
+
+def not_here(field: str, reason: str) -> HostError:
+    """The error for a *field* of linux.resources that this version of cgroups cannot honour."""
+    return HostError("honour", f"linux.resources.{field}", reason, "leave it out of the bundle's config.json")
+
+
 @record
 class Controller:
     """One controller: *name* as v2 spells it, *v1_name* as v1 does, None where v1 never had it.
 
     *settings(limits, version)* are the writes, in order, for the limit group and
-    again for the guest root. *divided_by* is the Policy field that says whether
+    again for the guest root; *resources(resources, version)* those that a
+    document's linux.resources asks of a new limit group. *divided_by* is the Policy field that says whether
     the guest may divide it, "" where there is nothing to divide. *usage* are the
     meanings a host shows of a group. *fill* are v1 files that are empty in a
     new group and need the parent's value before a process can enter.
@@ -85,6 +111,7 @@ class Controller:
     usage: tuple[str, ...] = ()
     fill: tuple[str, ...] = ()
     core: bool = False
+    resources: Documented = no_resources
 
     def files(self, version: int) -> tuple[File, ...]:
         """Its files in a hierarchy of *version* 1 or 2."""

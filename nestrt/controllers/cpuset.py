@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from nestrt.controllers.base import Controller, File, Setting, limit, own
+from nestrt.controllers.base import Controller, File, Setting, asked, limit, own
 from nestrt.level.units import format_cpus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nestrt.level.limits import Limits
+    from nestrt.oci.resources import Resources
 
 V1 = (
     limit("cpuset.cpus", "cpus", "numbers", "intersect"),
@@ -46,6 +47,13 @@ def settings(limits: Limits, version: int) -> tuple[Setting, ...]:
     return tuple(found)
 
 
+def resources(resources: Resources, version: int) -> tuple[Setting, ...]:
+    """linux.resources.cpu.cpus and .mems, in the document's own words; "" is not said."""
+    cpu = resources.cpu
+    found = (("cpuset.cpus", cpu.cpus, "cpu.cpus"), ("cpuset.mems", cpu.mems, "cpu.mems"))
+    return tuple(asked(file, value, field) for file, value, field in found if value)
+
+
 CONTROLLER = Controller(
     "cpuset",
     "cpuset",
@@ -55,4 +63,5 @@ CONTROLLER = Controller(
     "divide_cpu",
     ("cpus", "mems", "effective_cpus", "effective_mems"),
     fill=("cpuset.cpus", "cpuset.mems"),
+    resources=resources,
 )

@@ -37,7 +37,10 @@ from nestrt.errors import InputError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nestrt.level.devices import DeviceRule
+    from nestrt.oci.resources import DeviceRule as OrderedRule
 
     # Of a rule: type, major, minor, rights.
     Box = tuple[int, int | None, int | None, int]
@@ -83,13 +86,28 @@ def build(rules: tuple[DeviceRule, ...]) -> bytes:
     Raises InputError for a number that no device can have, and for more rules
     than a program of MAX_INSTRUCTIONS can tell apart.
     """
+    return _build(list({box for rule in rules for box in _boxes(rule)}), _any, len(rules))
+
+
+def build_ordered(rules: tuple[OrderedRule, ...]) -> bytes:
+    """Return the instructions for *rules* of linux.resources.devices, where the last that matches decides.
+
+    As in ``oci_devices``, that holds for each right by itself; what no rule
+    names is denied. Raises InputError as build() and oci_devices.effective() do.
+    """
+    from nestrt.controllers.oci_devices import effective
+
+    return _build([box for cell in effective(rules) for box in _boxes(cell)], _narrowest, len(rules))
+
+
+def _build(boxes: list[Box], answer: Callable[[list[Box]], int], rules: int) -> bytes:
     program = _Program()
-    program.search(_decide(list({box for rule in rules for box in _boxes(rule)})))
+    program.search(_decide(boxes, answer))
     program.close()
     if len(program.code) > MAX_INSTRUCTIONS:
         raise InputError(
             "make a device program of",
-            f"{len(rules)} device rules",
+            f"{rules} device rules",
             f"it needs {len(program.code)} instructions and the kernel takes {MAX_INSTRUCTIONS}",
             "replace rules for single devices by one for all minor numbers, such as 'c 136:* rw'",
         )
@@ -106,12 +124,24 @@ def _boxes(rule: DeviceRule) -> list[Box]:
     return [(kind, rule.major, rule.minor, rights) for kind in TYPES[rule.type]]
 
 
-def _decide(boxes: list[Box], axes: tuple[int, ...] = (_TYPE, _MAJOR, _MINOR)) -> Decision:
+def _any(boxes: list[Box]) -> int:
+    """The verdict where each of *boxes* allows what it says."""
+    return _verdict({box[3] for box in boxes})
+
+
+def _narrowest(boxes: list[Box]) -> int:
+    """The verdict where the box with the most numbers says all; of those that meet, one is the narrowest."""
+    return _verdict({max(boxes, key=lambda box: (box[1] is not None) + (box[2] is not None))[3]})
+
+
+def _decide(
+    boxes: list[Box], answer: Callable[[list[Box]], int], axes: tuple[int, ...] = (_TYPE, _MAJOR, _MINOR)
+) -> Decision:
     """Cut the first of *axes* where the answer can change, and decide about the others for each piece."""
     if not boxes:
         return 0
     if not axes:
-        return _verdict({box[3] for box in boxes})
+        return answer(boxes)
     axis, rest = axes[0], axes[1:]
     column = _COLUMN[axis]
     anywhere = [box for box in boxes if box[column] is None]
@@ -120,10 +150,10 @@ def _decide(boxes: list[Box], axes: tuple[int, ...] = (_TYPE, _MAJOR, _MINOR)) -
         value = box[column]
         if value is not None:
             single.setdefault(value, []).append(box)
-    elsewhere = _decide(anywhere, rest)
+    elsewhere = _decide(anywhere, answer, rest)
     pieces: list[tuple[int, Decision]] = []
     for start in sorted({0, *single, *(value + 1 for value in single)}):
-        here = _decide(single[start] + anywhere, rest) if start in single else elsewhere
+        here = _decide(single[start] + anywhere, answer, rest) if start in single else elsewhere
         if start <= _HIGHEST[axis] and (not pieces or pieces[-1][1] != here):
             pieces.append((start, here))
     return pieces[0][1] if len(pieces) == 1 else (axis, tuple(pieces))

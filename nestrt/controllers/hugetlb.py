@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from nestrt.controllers.base import Controller, File, Setting, limit, number, own
+from nestrt.controllers.base import Controller, File, Setting, asked, limit, number, own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nestrt.level.limits import Limits
+    from nestrt.oci.resources import Resources
 
 V1 = (
     limit("hugetlb.*.limit_in_bytes", "max", "bytes", "min"),
@@ -40,4 +41,23 @@ def settings(limits: Limits, version: int) -> tuple[Setting, ...]:
     return tuple(found)
 
 
-CONTROLLER = Controller("hugetlb", "hugetlb", V1, V2, settings, "divide_memory", ("current", "max"))
+def resources(resources: Resources, version: int) -> tuple[Setting, ...]:
+    """linux.resources.hugepageLimits, at reservation as well, as runc does since 1.2; 0 allows none.
+
+    Raises InputError for what is no page size: it would name another file.
+    """
+    found: list[Setting] = []
+    if resources.hugepages:
+        from nestrt.level.limits import hugetlb_size
+
+        word = "limit_in_bytes" if version == 1 else "max"
+        for page, size in resources.hugepages:
+            name, field = f"hugetlb.{hugetlb_size(page)}", f"hugepageLimits[{page}]"
+            found.append(asked(f"{name}.rsvd.{word}", size, field, optional=True))
+            found.append(asked(f"{name}.{word}", size, field))
+    return tuple(found)
+
+
+CONTROLLER = Controller(
+    "hugetlb", "hugetlb", V1, V2, settings, "divide_memory", ("current", "max"), resources=resources
+)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from nestrt.controllers.base import Controller, File, Setting, limit, number, own
+from nestrt.controllers.base import Controller, File, Setting, asked, limit, not_here, number, own
+from nestrt.errors import InputError
 from nestrt.level.units import MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nestrt.level.limits import Limits
+    from nestrt.oci.resources import BlockIo, Resources
 
 # Limits.io's fields, and v1's file for each: "MAJOR:MINOR NUMBER", 0 for none.
 THROTTLES = (
@@ -61,6 +63,64 @@ def settings(limits: Limits, version: int) -> tuple[Setting, ...]:
     return tuple(found)
 
 
+# THROTTLES' keys, BlockIo's fields and the document's words.
+DOCUMENTED = (
+    ("rbps", "throttle_read_bps", "throttleReadBpsDevice"),
+    ("wbps", "throttle_write_bps", "throttleWriteBpsDevice"),
+    ("riops", "throttle_read_iops", "throttleReadIOPSDevice"),
+    ("wiops", "throttle_write_iops", "throttleWriteIOPSDevice"),
+)
+
+
+def _weight(value: int, field: str) -> int:
+    if not 10 <= value <= 1000:
+        raise InputError("use", f"linux.resources.blockIO.{field} {value}", "out of range", "use 10 to 1000")
+    return value
+
+
+def _weights(block: BlockIo, version: int) -> list[Setting]:
+    """Weights: v1's CFQ files or else BFQ's, v2's BFQ file or else io.weight, whose scale is [1, 10000]."""
+    given = [("", block.weight, block.leaf_weight, "")]
+    given += [(f"{item.major}:{item.minor} ", item.weight, item.leaf_weight, "Device") for item in block.weight_device]
+    found: list[Setting] = []
+    for device, weight, leaf, which in given:
+        field = f"weight{which}"
+        if weight:
+            _weight(weight, field)
+            if version == 1:
+                end = "_device" if which else ""
+                names, values = (f"blkio.weight{end}", f"blkio.bfq.weight{end}"), (weight, weight)
+            else:
+                # runc's and crun's line, [10, 1000] onto [1, 10000].
+                names, values = ("io.bfq.weight", "io.weight"), (weight, 1 + (weight - 10) * 9999 // 990)
+            found.append(asked(names[0], f"{device}{values[0]}", f"blockIO.{field}", optional=True))
+            found.append(asked(names[1], f"{device}{values[1]}", f"blockIO.{field}", unless=names[0]))
+        if leaf:
+            if version == 2:
+                raise not_here(f"blockIO.leafWeight{which}", "cgroup v2 has no weight of a group against its children")
+            name = "blkio.leaf_weight_device" if which else "blkio.leaf_weight"
+            found.append(asked(name, f"{device}{_weight(leaf, 'leafWeight')}", f"blockIO.leafWeight{which}"))
+    return found
+
+
+def resources(resources: Resources, version: int) -> tuple[Setting, ...]:
+    """linux.resources.blockIO: weights (0 is not said), then throttles (0 lifts one).
+
+    Raises InputError (weight out of range), HostError (leaf weights on v2).
+    """
+    block = resources.block_io
+    found = _weights(block, version)
+    files = dict(THROTTLES)
+    for key, name, word in DOCUMENTED:
+        for item in getattr(block, name):
+            device = f"{item.major}:{item.minor}"
+            if version == 1:
+                found.append(asked(files[key], f"{device} {item.rate}", f"blockIO.{word}"))
+            else:
+                found.append(asked("io.max", f"{device} {key}={item.rate or 'max'}", f"blockIO.{word}"))
+    return tuple(found)
+
+
 CONTROLLER = Controller(
     "io",
     "blkio",
@@ -69,4 +129,5 @@ CONTROLLER = Controller(
     settings,
     "divide_io",
     ("stat", "operations", "max", "max_rbps", "max_wbps", "max_riops", "max_wiops"),
+    resources=resources,
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from nestrt.controllers.base import Controller, File, Setting, limit, number, own
+from nestrt.controllers.base import Controller, File, Setting, asked, limit, not_here, number, own
 from nestrt.errors import InputError
 from nestrt.level.units import MAX, format_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nestrt.level.limits import Limits
+    from nestrt.oci.resources import Memory, Resources
 
 V1 = (
     limit("memory.limit_in_bytes", "max", "bytes", "min"),
@@ -87,6 +88,87 @@ def settings(limits: Limits, version: int) -> tuple[Setting, ...]:
     return (*found, Setting("memory.memsw.limit_in_bytes", number(both, 1)))
 
 
+def documented_swap(memory: Memory) -> int:
+    """A document's memory.swap, which counts memory and swap together: 0 where it says none, MAX for no limit.
+
+    An unlimited memory without a word about swap has unlimited swap too, as in runc.
+    Raises InputError where the two do not fit.
+    """
+    limit, swap = memory.limit or 0, memory.swap or 0
+    if swap == 0 and limit == MAX:
+        return MAX
+    if swap in (0, MAX):
+        return swap
+    what = f"linux.resources.memory.swap {swap}"
+    if limit in (0, MAX):
+        raise InputError("use", what, "unable to set swap limit without memory limit", "give memory.limit too")
+    if swap < limit:
+        reason = f"memory+swap limit should be >= memory limit, which is {limit}"
+        raise InputError("use", what, reason, "give memory and swap together, or -1 for no limit")
+    return swap
+
+
+def swap_setting(limit: int, swap: int, version: int, *, said: bool) -> Setting:
+    """The limit of swap for documented_swap()'s *swap*. *said*: the document has the word, and means it."""
+    if version == 1:
+        return asked("memory.memsw.limit_in_bytes", swap, "memory.swap", optional=swap == MAX or not said)
+    alone = MAX if swap == MAX else swap - limit
+    # A kernel that counts no swap has no file, and neither limit to keep: runc leaves these two as well.
+    return asked("memory.swap.max", number(alone, 2), "memory.swap", optional=alone in (0, MAX))
+
+
+def other_words(memory: Memory, version: int) -> list[Setting]:
+    """What does not depend on the memory limit: reservation, swappiness, OOM killer, hierarchy.
+
+    Raises InputError (swappiness beyond 100), HostError (what v2 has not).
+    """
+    found: list[Setting] = []
+    if memory.reservation:
+        file = "memory.soft_limit_in_bytes" if version == 1 else "memory.low"
+        found.append(asked(file, number(memory.reservation, version), "memory.reservation"))
+    # -1, also as Go's unsigned one, is how an engine says nothing.
+    if memory.swappiness is not None and memory.swappiness not in (-1, 2**64 - 1):
+        if not 0 <= memory.swappiness <= 100:
+            reason = f"invalid memory swappiness value: {memory.swappiness} (valid range is 0-100)"
+            raise InputError("use", "linux.resources.memory.swappiness", reason, "use 0 to 100")
+        if version == 2:
+            raise not_here("memory.swappiness", "cgroup v2 has no swappiness of a group")
+        found.append(asked("memory.swappiness", memory.swappiness, "memory.swappiness"))
+    if memory.disable_oom_killer:
+        if version == 2:
+            raise not_here("memory.disableOOMKiller", "cgroup v2 cannot turn the OOM killer off")
+        found.append(asked("memory.oom_control", 1, "memory.disableOOMKiller"))
+    if memory.use_hierarchy is False:
+        if version == 2:
+            raise not_here("memory.useHierarchy", "cgroup v2 always counts with the groups below")
+        found.append(asked("memory.use_hierarchy", 0, "memory.useHierarchy"))
+    return found
+
+
+def resources(resources: Resources, version: int) -> tuple[Setting, ...]:
+    """linux.resources.memory for a new group. 0 is not said; kernel and kernelTCP are nobody's since Linux 5.4.
+
+    runc 1.0 and later leave those two out as well (table.ignored()).
+    Raises InputError, HostError.
+    """
+    memory = resources.memory
+    swap = documented_swap(memory)
+    found: list[Setting] = []
+    if memory.limit:
+        file = "memory.limit_in_bytes" if version == 1 else "memory.max"
+        found.append(asked(file, number(memory.limit, version), "memory.limit"))
+    if swap:
+        found.append(swap_setting(memory.limit or 0, swap, version, said=bool(memory.swap)))
+    return (*found, *other_words(memory, version))
+
+
 CONTROLLER = Controller(
-    "memory", "memory", V1, V2, settings, "divide_memory", ("current", "max", "swap_current", "swap_max", "peak")
+    "memory",
+    "memory",
+    V1,
+    V2,
+    settings,
+    "divide_memory",
+    ("current", "max", "swap_current", "swap_max", "peak"),
+    resources=resources,
 )

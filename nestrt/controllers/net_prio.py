@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from nestrt.controllers.base import Controller, File, Setting, limit
+from nestrt.controllers.base import Controller, File, Setting, asked, limit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nestrt.level.limits import Limits
+    from nestrt.oci.resources import Resources
 
 V1 = (
     limit("net_prio.ifpriomap", "map", "keys"),
@@ -21,4 +22,13 @@ def settings(limits: Limits, version: int) -> tuple[Setting, ...]:
     return tuple(Setting("net_prio.ifpriomap", f"{name} {priority}") for name, priority in limits.net_prio)
 
 
-CONTROLLER = Controller("net_prio", "net_prio", V1, (), settings, "", ("map",))
+def resources(resources: Resources, version: int) -> tuple[Setting, ...]:
+    """linux.resources.network.priorities."""
+    if version != 1:
+        return ()
+    return tuple(
+        asked("net_prio.ifpriomap", f"{name} {priority}", "network.priorities") for name, priority in resources.net_prio
+    )
+
+
+CONTROLLER = Controller("net_prio", "net_prio", V1, (), settings, "", ("map",), resources=resources)

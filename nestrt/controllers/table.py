@@ -22,13 +22,15 @@ from nestrt.controllers import (
     pids,
     rdma,
 )
-from nestrt.controllers.base import Controller, File, Setting, limit, own
+from nestrt.controllers.base import Controller, File, Setting, asked, limit, own
+from nestrt.errors import InputError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from nestrt.level.limits import Limits
+    from nestrt.oci.resources import Resources
 
 CONTROLLERS: tuple[Controller, ...] = (
     cpuset.CONTROLLER,
@@ -116,6 +118,79 @@ def settings_for(limits: Limits, controllers: Iterable[str], version: int) -> tu
     for item in for_hierarchy(controllers, version):
         found += item.settings(limits, version)
     return tuple(found)
+
+
+def resource_settings(resources: Resources, controllers: Iterable[str], version: int) -> tuple[Setting, ...]:
+    """Every write, in order, that a document's *resources* ask of a new group of a hierarchy with these *controllers*.
+
+    Device rules are not among them: oci_devices. On v2 ``unified`` comes last and
+    so wins over what was converted. What no hierarchy has is in missing().
+
+    Raises InputError for values that do not fit, HostError for what this version
+    of a controller cannot honour; both name the document's field.
+    """
+    names = tuple(controllers)
+    found: list[Setting] = []
+    for item in for_hierarchy(names, version):
+        found += item.resources(resources, version)
+    if version == 2:
+        found += unified_settings(resources, names)
+    return tuple(found)
+
+
+def unified_settings(resources: Resources, controllers: Iterable[str]) -> list[Setting]:
+    """linux.resources.unified, line by line, for the v2 tree with these *controllers*.
+
+    Raises InputError for a key that is no control file's name.
+    """
+    known = {*controllers, "cgroup"}
+    found: list[Setting] = []
+    for file, value in resources.unified:
+        if _unified_controller(file) in known:
+            for line in value.splitlines() or [""]:
+                found.append(asked(file, line, f"unified[{file}]"))
+    return found
+
+
+def _unified_controller(file: str) -> str:
+    what = f"linux.resources.unified[{file}]"
+    remedy = "write a file of the v2 group, like memory.high"
+    if "/" in file or "\0" in file:
+        raise InputError("set", what, f'unified resource "{file}" must be a file name (no slashes)', remedy)
+    controller, dot, parameter = file.partition(".")
+    if not (controller and dot and parameter):
+        reason = f'unified resource "{file}" must be in the form CONTROLLER.PARAMETER'
+        raise InputError("set", what, reason, remedy)
+    return controller
+
+
+def missing(resources: Resources, controllers: Iterable[str], unified: Iterable[str] | None = None) -> list[str]:
+    """The fields of a document that no hierarchy can honour ("linux.resources.network.classID"); a field is there once.
+
+    *controllers* are those of all hierarchies together, *unified* those of the v2
+    tree, None where there is none. A field that asks for no limit needs no controller.
+    Raises InputError as resource_settings() does.
+    """
+    known = {canonical(name) for name in controllers}
+    found: list[str] = []
+    for item in CONTROLLERS:
+        if item.name not in known:
+            # v1's table has all that a document can say.
+            for setting in item.resources(resources, 1):
+                if setting.value not in ("-1", "max"):
+                    found.append(setting.field)
+    has = () if unified is None else (*unified, "cgroup")
+    for file, _ in resources.unified:
+        if _unified_controller(file) not in has:
+            found.append(f"linux.resources.unified[{file}]")
+    return list(dict.fromkeys(found))
+
+
+def ignored(resources: Resources) -> list[str]:
+    """The fields that are taken and do nothing, here as in runc since 1.0: for a warning."""
+    memory = resources.memory
+    given = ((memory.kernel, "kernel"), (memory.kernel_tcp, "kernelTCP"))
+    return [f"linux.resources.memory.{word}" for value, word in given if value not in (None, 0, -1)]
 
 
 def limit_files(version: int, controllers: Iterable[str]) -> tuple[str, ...]:

@@ -23,8 +23,13 @@ from nestrt.kernel.libc import (
     syscall,
 )
 
+MS_NOSUID = 0x2
+MS_REMOUNT = 0x20
 MS_REC = 0x4000
+MS_UNBINDABLE = 0x20000
 MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
+MS_SHARED = 0x100000
 MNT_DETACH = 0x2
 
 AT_FDCWD = -100
@@ -45,6 +50,9 @@ MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR__ATIME = 0x70
+MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 MOUNT_ATTR_IDMAP = 0x100000
 
 RESOLVE_NO_MAGICLINKS = 0x2
@@ -53,6 +61,7 @@ RESOLVE_BENEATH = 0x8
 RESOLVE_IN_ROOT = 0x10
 
 PROC_SUPER_MAGIC = 0x9FA0
+SYSFS_MAGIC = 0x62656572
 CGROUP_SUPER_MAGIC = 0x27E0EB
 CGROUP2_SUPER_MAGIC = 0x63677270
 
@@ -69,35 +78,35 @@ class _OpenHow(ctypes.Structure):
     _fields_ = [(n, ctypes.c_uint64) for n in ("flags", "mode", "resolve")]
 
 
-def new_mount(fstype: str, options: str = "", attributes: int = 0) -> int:
+def new_mount(fstype: str, options: str | tuple[str, ...] = "", attributes: int = 0, source: str = "") -> int:
     """A detached new mount, as a descriptor: fsopen, fsconfig, fsmount (Linux 5.2).
 
-    *options* is comma-separated, as mount(8) takes them; *attributes* are MOUNT_ATTR_*.
+    *options* is comma-separated, as mount(8) takes them, or the words themselves, which may have
+    commas in them; *attributes* are MOUNT_ATTR_*; *source* is the type where it is not said.
     Raises OSError naming the filesystem: EPERM (also where a user namespace does
     not see the whole of an earlier proc or sysfs), EBUSY, EINVAL, ENODEV.
     """
+    words = tuple(filter(None, options.split(","))) if isinstance(options, str) else options
     context = syscall(SYS_fsopen, fstype.encode(), FSOPEN_CLOEXEC, obj=fstype)
     try:
         # What mountinfo shows as the source.
-        syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, b"source", fstype.encode(), 0, obj=fstype)
-        for option in filter(None, options.split(",")):
-            key, equals, value = option.partition("=")
-            if equals:
-                syscall(
-                    SYS_fsconfig,
-                    context,
-                    FSCONFIG_SET_STRING,
-                    key.encode(),
-                    value.encode(),
-                    0,
-                    obj=f"{fstype} {option}",
-                )
-            else:
-                syscall(SYS_fsconfig, context, FSCONFIG_SET_FLAG, key.encode(), None, 0, obj=f"{fstype} {option}")
+        name = os.fsencode(source or fstype)
+        syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, b"source", name, 0, obj=source or fstype)
+        for word in words:
+            key, equals, value = word.partition("=")
+            command = FSCONFIG_SET_STRING if equals else FSCONFIG_SET_FLAG
+            content = os.fsencode(value) if equals else None
+            syscall(SYS_fsconfig, context, command, os.fsencode(key), content, 0, obj=f"{fstype} {word}")
         syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, None, None, 0, obj=fstype)
         return syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, attributes, obj=fstype)
     finally:
         os.close(context)
+
+
+def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> None:
+    """mount(2), for what the calls above cannot: filesystems and flags (MS_*) that they do not know, remounts."""
+    encoded = os.fsencode(data) if data else None
+    check(libc.mount(os.fsencode(source), os.fsencode(target), fstype.encode(), flags, encoded), target)
 
 
 def propagation(target: str, flags: int) -> None:
@@ -136,6 +145,27 @@ def set_attributes(tree: int, attr_set: int, attr_clr: int = 0, recursive: bool 
     attr = _MountAttr(attr_set, attr_clr, 0, userns)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     syscall(SYS_mount_setattr, tree, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr))
+
+
+def set_propagation(tree: int, kind: int) -> None:
+    """Change the propagation type of the mount *tree*, a descriptor: one of MS_PRIVATE, MS_SLAVE, MS_SHARED,
+    MS_UNBINDABLE, with MS_REC of all mounts below too (mount_setattr(2)).
+
+    A detached copy is a peer of its source until this says otherwise: where that is shared, what is
+    mounted in the copy appears in the source as well (mount_namespaces(7)).
+    """
+    attr = _MountAttr(0, 0, kind & ~MS_REC, 0)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if kind & MS_REC else 0)
+    syscall(SYS_mount_setattr, tree, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr))
+
+
+def attributes_of(tree: int) -> int:
+    """The MOUNT_ATTR_* that the mount of a descriptor has, access times apart: fstatvfs(3), f_flag.
+
+    A read-only filesystem counts as a read-only mount.
+    """
+    flags = os.fstatvfs(tree).f_flag
+    return flags & 0xF | (MOUNT_ATTR_NOSYMFOLLOW if flags & 0x2000 else 0)
 
 
 def open_in_root(root: int, path: str, flags: int, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:

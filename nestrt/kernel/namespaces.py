@@ -6,6 +6,7 @@ Sources: clone(2), user_namespaces(7), cgroup_namespaces(7), include/uapi/linux/
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 
 from nestrt.kernel.libc import SYS_clone3, check, libc, syscall
@@ -19,6 +20,8 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CLONE_PIDFD = 0x1000
+CLONE_PARENT = 0x8000
+NS_GET_NSTYPE = 0xB703  # _IO(0xb7, 3), include/uapi/linux/nsfs.h
 SIGCHLD = 17
 
 
@@ -52,7 +55,9 @@ def clone(flags: int) -> tuple[int, int]:
     Raises OSError: EPERM, ENOSPC (a namespace limit of /proc/sys/user), EINVAL, ENOMEM.
     """
     pidfd = ctypes.c_int(-1)
-    args = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=SIGCHLD)
+    # A sibling ends with the signal of the caller, and clone3(2) refuses another.
+    signal = 0 if flags & CLONE_PARENT else SIGCHLD
+    args = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=signal)
     pid = syscall(SYS_clone3, ctypes.byref(args), ctypes.sizeof(args))
     return (pid, pidfd.value) if pid else (0, -1)
 
@@ -65,6 +70,14 @@ def unshare(flags: int) -> None:
 def setns(fd: int, nstype: int = 0) -> None:
     """setns(2)."""
     check(libc.setns(fd, nstype))
+
+
+def kind(fd: int) -> int:
+    """Which CLONE_NEW* the namespace file *fd* is of, 0 if it is none: ioctl_ns(2), Linux 4.11."""
+    try:
+        return fcntl.ioctl(fd, NS_GET_NSTYPE)
+    except OSError:
+        return 0
 
 
 def write_id_map(pid: int, kind: str, ranges: tuple[tuple[int, int, int], ...]) -> None:

@@ -1,21 +1,46 @@
-"""A seccomp filter that makes a few system calls fail with EPERM.
+"""Seccomp filters: one of our own that forbids handles, loading any, and handing a listener out.
 
-Sources: seccomp(2), include/uapi/linux/seccomp.h, include/uapi/linux/audit.h,
-Documentation/networking/filter.rst (classic BPF).
+A filter whose rules notify has a listener, which must reach the launcher from a
+process in which any system call may be waiting for that listener's owner already.
+So the two share a page, the board: three 32-bit words, ::
+
+    0   the listener's descriptor in the first process, plus one   written there
+    1   not zero: the launcher has fetched it, go on               written by the launcher
+    2   what failed after the load, trampoline.failure             written there
+
+Sources: seccomp(2), seccomp_unotify(2), pidfd_getfd(2), include/uapi/linux/seccomp.h,
+include/uapi/linux/audit.h, Documentation/networking/filter.rst (classic BPF).
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
-from struct import pack
+from struct import pack, unpack
 
+from nestrt.kernel.libc import SYS_capset, check, libc, syscall
 from nestrt.kernel.prctl import prctl
 
 PR_SET_SECCOMP = 22
 SECCOMP_MODE_FILTER = 2
+SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_RET_ERRNO_EPERM = 0x00050001
 SECCOMP_RET_ALLOW = 0x7FFF0000
+
+SECCOMP_FILTER_FLAG_TSYNC = 1 << 0
+SECCOMP_FILTER_FLAG_LOG = 1 << 1
+SECCOMP_FILTER_FLAG_SPEC_ALLOW = 1 << 2
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
+SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 1 << 5  # Linux 5.19, only beside NEW_LISTENER
+
+SYS_seccomp = 317 if os.uname().machine == "x86_64" else 277
+SYS_pidfd_getfd = 438
+
+BOARD_SIZE = 4096
+_PROT_READ, _PROT_WRITE, _MAP_SHARED = 1, 2, 1
+_MAP_FAILED = ctypes.c_void_p(-1).value
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 # struct seccomp_data { int nr; __u32 arch; … }
 _LOAD_NUMBER = pack("=HBBI", 0x20, 0, 0, 0)
@@ -27,12 +52,6 @@ _BY_HANDLE: dict[str, dict[int, tuple[int, ...]]] = {
     "aarch64": {0xC00000B7: (265,), 0x40000028: (371,)},
     "riscv64": {0xC00000F3: (265,)},
 }
-
-
-class _Program(ctypes.Structure):
-    """struct sock_fprog { unsigned short len; struct sock_filter *filter; }"""
-
-    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
 def filter_code(calls: dict[int, tuple[int, ...]]) -> bytes:
@@ -60,7 +79,91 @@ def forbid_handles() -> bool:
     calls = _BY_HANDLE.get(os.uname().machine)
     if calls is None:
         return False
-    code = filter_code(calls)
-    program = _Program(len(code) // 8, code)
-    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(program), obj="seccomp filter")
+    load(filter_code(calls), 0)
     return True
+
+
+def load(code: bytes, flags: int) -> int | None:
+    """Load *code* (struct sock_filter[]) for the calling thread; return the listener if the *flags* ask for one.
+
+    seccomp(2), SECCOMP_SET_MODE_FILTER. The listener is close-on-exec. Raises
+    OSError: EACCES without CAP_SYS_ADMIN and no_new_privs; EBUSY for a second
+    listener; EINVAL for what the kernel does not know, and more than 4096 instructions.
+    """
+    instructions = ctypes.create_string_buffer(code, len(code))
+    # struct sock_fprog { unsigned short len; struct sock_filter *filter; }
+    program = pack("@HP", len(code) // 8, ctypes.addressof(instructions))
+    if not flags:
+        # Kernels and outer filters that know no seccomp(2) know this.
+        pointer = ctypes.create_string_buffer(program, len(program))
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(pointer), obj="seccomp filter")
+        return None
+    result = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, ctypes.c_char_p(program), obj="seccomp filter")
+    return result if flags & SECCOMP_FILTER_FLAG_NEW_LISTENER else None
+
+
+def flags_supported(flags: int) -> bool:
+    """Whether this kernel knows all of the SECCOMP_FILTER_FLAG_ bits *flags*, which must go together."""
+    try:
+        # It looks at the flags first, and then for the filter, at no address.
+        syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, ctypes.c_void_p(None))
+    except OSError as error:
+        return error.errno == errno.EFAULT
+    return False
+
+
+def new_board() -> int:
+    """Make a board; return its descriptor, close-on-exec: memfd_create(2)."""
+    board = os.memfd_create("nestrt-board", os.MFD_CLOEXEC)
+    os.ftruncate(board, BOARD_SIZE)
+    return board
+
+
+def read_board(board: int) -> tuple[int | None, int]:
+    """The listener's descriptor in the first process, None while there is none, and the failure word, 0 for none."""
+    listener, _go, failure = unpack("=III", os.pread(board, 12, 0))
+    return listener - 1 if listener else None, failure
+
+
+def release(board: int) -> None:
+    """Let the first process go on: it waits for this once it has written its listener's number."""
+    os.pwrite(board, pack("=I", 1), 4)
+
+
+def load_with_board(code: bytes, flags: int, board: int) -> None:
+    """``load`` in this process as the trampoline does it: write a listener on the *board*, wait for ``release``.
+
+    No system call is made between the load and the launcher's leave.
+    """
+    if not flags & SECCOMP_FILTER_FLAG_NEW_LISTENER:
+        load(code, flags)
+        return
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    address = libc.mmap(None, BOARD_SIZE, _PROT_READ | _PROT_WRITE, _MAP_SHARED, board, 0)
+    if address == _MAP_FAILED:
+        check(-1, "board")
+    words = (ctypes.c_uint32 * 3).from_address(address)
+    listener = load(code, flags)
+    words[0] = (listener or 0) + 1
+    while not words[1]:
+        pass
+    os.close(listener or 0)
+
+
+def set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
+    """Give the calling thread these sets, as masks, by capset(2) alone, with no other system call.
+
+    What leaves the inheritable set leaves the ambient one. Raises OSError: EPERM.
+    """
+    low, high = [[mask >> shift & 0xFFFFFFFF for mask in (effective, permitted, inheritable)] for shift in (0, 32)]
+    header = pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+    syscall(SYS_capset, ctypes.c_char_p(header), ctypes.c_char_p(pack("=6I", *low, *high)), obj="capabilities")
+
+
+def get_fd(pidfd: int, number: int) -> int:
+    """Return a copy, close-on-exec, of descriptor *number* of the process behind *pidfd*.
+
+    pidfd_getfd(2), Linux 5.6. Raises OSError: EBADF, ESRCH, EPERM (needs the right to trace it).
+    """
+    return syscall(SYS_pidfd_getfd, pidfd, number, 0, obj=f"descriptor {number} of the first process")

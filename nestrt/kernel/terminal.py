@@ -142,11 +142,11 @@ def end_of_file(terminal: int) -> bytes:
     return b"" if byte == b"\0" else bytes(byte)
 
 
-def send_fd(socket: int, descriptor: int) -> None:
-    """Send *descriptor* over a Unix *socket*, with one byte of data: unix(7), SCM_RIGHTS. Raises OSError."""
+def send_fd(socket: int, descriptor: int, data: bytes = b"\0") -> None:
+    """Send *descriptor* over a Unix *socket*, along with *data*: unix(7), SCM_RIGHTS. Raises OSError."""
     end = _socket.socket(fileno=socket)
     try:
-        end.sendmsg([b"\0"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack("i", descriptor))])
+        end.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack("i", descriptor))])
     finally:
         end.detach()
 

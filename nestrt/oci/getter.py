@@ -16,11 +16,11 @@ from nestrt.errors import InputError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any, TypeVar
 
     T = TypeVar("T")
-    Table = dict[str, tuple[str, Callable[[Any], Any]]]
+    Table = Mapping[str, tuple[str, Callable[[Any], Any]]]
 
 UINT16 = 2**16 - 1
 UINT32 = 2**32 - 1
@@ -42,7 +42,7 @@ _KINDS = {
 
 
 class Wrong(Exception):
-    """A mistake in a document: *path* is built from the inside out while parsers return; load_text() makes the error."""
+    """A mistake in a document; *path* grows from the inside out as parsers return. load_text() makes it an error."""
 
     def __init__(self, reason: str, remedy: str, path: str = "") -> None:
         super().__init__(reason)

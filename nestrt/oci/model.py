@@ -80,7 +80,8 @@ class Affinity:
 class Process:
     """*env* is ``KEY=value``; *console_size* is (height, width); *capabilities* None: none are said.
 
-    *args* may be empty in a document that is only created for its namespaces.
+    *args* may be empty in a document that is only created for its namespaces. *warnings*
+    are one line each, of what was read and is ignored.
     """
 
     args: tuple[str, ...] = ()
@@ -98,6 +99,7 @@ class Process:
     io_priority: IoPriority | None = None
     scheduler: Scheduler | None = None
     affinity: Affinity | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @record
@@ -213,7 +215,8 @@ class Spec:
 
     *sysctl* and *annotations* are sorted pairs, for a record must not change. *time_offsets* are
     (clock, seconds, nanoseconds) with clock "monotonic" or "boottime". *masked* and *readonly*
-    are the paths; *rootfs_propagation* a word of mount(8), "" where not said.
+    are the paths; *rootfs_propagation* a word of mount(8), "" where not said. *warnings* are
+    one line each, the process's among them.
     """
 
     version: str
@@ -240,6 +243,7 @@ class Spec:
     mount_label: str = ""
     intel_rdt: IntelRdt | None = None
     personality: Personality | None = None
+    warnings: tuple[str, ...] = ()
 
     def namespace(self, type: str) -> Namespace | None:
         """The entry for that type, None where the container shares its runtime's."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from nestrt.plan.facts import Hierarchy
 from nestrt.plan.steps import Step
 from nestrt.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nestrt.plan.systemd_text import Property
 
 
 @record
@@ -89,3 +94,61 @@ class Park(Step):
 
     def describe(self) -> str:
         return "wait to be started"
+
+
+@record
+class SendTerminal(Step):
+    """Send the terminal's master to whoever listens on the Unix socket *path*, as ``--console-socket`` asks.
+
+    *size* is (rows, columns), None: as it is.
+    """
+
+    path: str
+    size: tuple[int, int] | None
+
+    def describe(self) -> str:
+        return f"send the terminal to {self.path}" if self.path else "size the terminal"
+
+
+@record
+class StartScope(Step):
+    """Have systemd start *unit* with the first process in it; *properties* are those of plan/systemd.py."""
+
+    unit: str
+    properties: tuple[Property, ...]
+
+    def describe(self) -> str:
+        return f"start the unit {self.unit}"
+
+
+@record
+class CloneBeside(Step):
+    """Clone a process into all namespaces of the process *pid*, which began at *start*."""
+
+    pid: int
+    start: int
+
+    def describe(self) -> str:
+        return f"clone a process into the namespaces of {self.pid}"
+
+
+@record
+class AttachEach(Step):
+    """Move the process into a group of its own in each hierarchy: *places* are (hierarchy, group).
+
+    *leaf* is where it goes in the v2 tree if that group has come to be one for groups only.
+    """
+
+    places: tuple[tuple[Hierarchy, str], ...]
+    leaf: str
+
+    def describe(self) -> str:
+        return "move the process to " + ", ".join(sorted({group for _, group in self.places}))
+
+
+@record
+class WritePid(Step):
+    """Write the pid file, if there is to be one."""
+
+    def describe(self) -> str:
+        return "write the pid file"

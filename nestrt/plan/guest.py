@@ -113,7 +113,8 @@ def _locks(request: Request, hierarchy: Hierarchy, directory: str) -> LockFiles:
     return LockFiles(directory, limit_files(hierarchy.version, names))
 
 
-def _view(request: Request, facts: Facts, identity: Identity) -> list[Step]:
+def view_steps(request: Request, facts: Facts, identity: Identity) -> list[Step]:
+    """The guest's mounts of its own hierarchies, and the covers over what it may not write there."""
     if request.policy.mount == "none":
         return [MountNew("tmpfs", CGROUP_ROOT, ALL_NO | RDONLY, "mode=755,size=64k")]
     shown = [h for h in facts.hierarchies if _in_view(request, h)]
@@ -181,7 +182,7 @@ def guest_steps(request: Request, facts: Facts, identity: Identity) -> list[Step
         steps.append(LoopbackUp())
     steps += grouped
     if policy.virtualize:
-        steps += _view(request, facts, identity)
+        steps += view_steps(request, facts, identity)
     else:
         steps.append(MountNew("tmpfs", CGROUP_ROOT, ALL_NO | RDONLY, "mode=755,size=64k"))
     leaf = _leaf(request, facts)

@@ -45,13 +45,17 @@ class MakeGroup(Step):
 
 @record
 class SetFile(Step):
-    """Write *value* to a file of a group; with *optional*, a file that is not there is passed over."""
+    """Write *value* to a file of a group; with *optional*, a file that is not there is passed over.
+
+    *field* is where a document asks for it ("linux.resources.memory.limit"), for errors.
+    """
 
     hierarchy: Hierarchy
     group: str
     file: str
     value: str
     optional: bool = False
+    field: str = ""
 
     def describe(self) -> str:
         return f"write {self.value!r} to {self.hierarchy.path(self.group, self.file)}"

@@ -1,0 +1,272 @@
+"""Carry out an update of a live container's limits; whatever fails, the old values are written back.
+
+The order is the plan's (plan/update.py). The guest may change its own groups meanwhile:
+where that makes a write fail, the container is frozen and the writes are made once more.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from nestrt import jsontext
+from nestrt.act.freeze import freeze, frozen, thaw
+from nestrt.errors import HostError, KernelError, NestrtError, StateError
+from nestrt.kernel import cgroup
+from nestrt.plan import update as plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nestrt.act.containers import Container
+    from nestrt.controllers.base import Setting
+    from nestrt.oci.resources import DeviceRule, Resources
+    from nestrt.plan.facts import Hierarchy
+
+ROOT = "/guest"
+FIRST = "/guest/init"
+MARKS = ("trusted.nestrt", "user.nestrt", "security.nestrt")
+# What the kernel says where another group's value is in the way.
+IN_THE_WAY = (errno.EBUSY, errno.EINVAL, errno.EACCES, errno.ENOSPC)
+MEMORY_LIMIT = "memory.limit_in_bytes"
+
+
+class Update:
+    """One update of *container*. *undo* is what to write to have the old values again, the last first."""
+
+    own_groups = (ROOT, FIRST)  # below the limit group: made by the runtime
+
+    def __init__(self, container: Container, hierarchies: tuple[Hierarchy, ...], old: Resources, new: Resources):
+        self.container = container
+        self.hierarchies = tuple(h for h in hierarchies if os.path.isdir(h.path(container.cgroup)))
+        self.old = old
+        self.new = new
+        self.undo: list[Callable[[], None]] = []
+
+    def carry_out(self, rules: tuple[DeviceRule, ...] | None = None) -> None:
+        """Write everything; *rules* is the whole list of device rules, None to leave them.
+
+        Raises NestrtError that names the field; then nothing has changed.
+        """
+        if not self.hierarchies:
+            raise StateError("update", f"container {self.container.id}", "it has no groups", "create it with groups")
+        try:
+            for hierarchy in self.hierarchies:
+                self._hierarchy(hierarchy)
+            if rules is not None:
+                from nestrt.act.update_devices import update_devices  # rarely
+
+                update_devices(self, rules)
+        except BaseException:
+            self.back()
+            raise
+
+    def back(self) -> None:
+        """Write the old values back, as far as the kernel takes them."""
+        while self.undo:
+            try:
+                self.undo.pop()()
+            except OSError:
+                continue  # a group that has gone, or a value that was only ever read
+
+    def _root(self, hierarchy: Hierarchy) -> str:
+        """The guest root, where there is one of ours; else ""."""
+        root = self.container.cgroup + ROOT
+        return root if self.container.virtualized and os.path.isdir(hierarchy.path(root)) else ""
+
+    def _hierarchy(self, h: Hierarchy) -> None:
+        group, root = self.container.cgroup, self._root(h)
+        writes = plan.writes(
+            h,
+            self.old,
+            self.new,
+            lambda file: cgroup.read(h.path(group, file)),
+            (lambda file: cgroup.read(h.path(root, file))) if root else None,
+            os.listdir(h.path(root)) if root else (),
+        )
+        self._flat_throttles(h, writes.plain, root)
+        for setting in writes.plain:
+            follow = [s for s in writes.shown if s.file == setting.file]
+            try:
+                self._set(h, group, setting)
+            except OSError as error:
+                if not follow or error.errno not in IN_THE_WAY:
+                    raise self._refused(h, setting, error) from error
+                # The guest root has more than is left, and has to shrink first.
+                self._follow(h, root, follow)
+                self._try(h, group, setting)
+        self._follow(h, root, list(writes.shown))
+        for setting in writes.cpusets:
+            self._tree(h, setting, lambda s=setting: self._cpuset(h, s, root))  # type: ignore[misc]
+        if writes.quota is not None:
+            quota, period = writes.quota
+            field = "linux.resources.cpu." + ("quota" if quota is not None else "period")
+            self._tree(h, field, lambda: self._quota(h, quota, period, root))
+
+    def _flat_throttles(self, h: Hierarchy, settings: tuple[Setting, ...], root: str) -> None:
+        """v1's throttles hold for one group alone: a guest that may make groups there cannot get them later."""
+        first = self.container.cgroup + FIRST
+        asked = [setting for setting in settings if setting.file.startswith("blkio.throttle.")]
+        if not root or not asked:
+            return
+        block = self.old.block_io
+        had = block.throttle_read_bps + block.throttle_write_bps + block.throttle_read_iops + block.throttle_write_iops
+        if not had:
+            raise HostError(
+                "set",
+                f"{asked[0].field} of container {self.container.id}",
+                "cgroup v1 throttles single groups, and the guest may have groups of its own",
+                "give it at least one throttle at create, or use a host with cgroup v2",
+            )
+        for setting in asked:
+            if os.path.isdir(h.path(first)):
+                self._try(h, first, setting)
+
+    def _follow(self, h: Hierarchy, root: str, settings: list[Setting]) -> None:
+        for setting in settings:
+            try:
+                self._set(h, root, setting)
+            except OSError as error:
+                raise self._refused(h, setting, error) from error
+
+    def _try(self, h: Hierarchy, group: str, setting: Setting) -> None:
+        try:
+            self._set(h, group, setting)
+        except OSError as error:
+            raise self._refused(h, setting, error) from error
+
+    def _set(self, h: Hierarchy, group: str, setting: Setting) -> None:
+        if setting.unless and os.path.exists(h.path(group, setting.unless)):
+            return
+        try:
+            self.write(h.path(group, setting.file), setting.value)
+        except FileNotFoundError:
+            if not setting.optional:
+                raise
+
+    def write(self, path: str, value: str) -> None:
+        """Write *value* to a control file and remember the way back. OSError."""
+        try:
+            before = cgroup.read(path)
+        except OSError:
+            before = ""
+        cgroup.write(path, value)
+        self.undo.append(lambda: cgroup.write(path, former(before, value)))
+
+    def _tree(self, h: Hierarchy, what: Setting | str, change: Callable[[], None]) -> None:
+        """Carry out a *change* of many groups; once more with the container frozen, if it gets in the way itself."""
+        try:
+            change()
+            return
+        except OSError as error:
+            below = cgroup.below(h.path(self.container.cgroup))
+            if error.errno not in IN_THE_WAY or not below or frozen(self.container):
+                raise self._refused(h, what, error) from error
+        freeze(self.container)
+        try:
+            change()
+        except OSError as error:
+            raise self._refused(h, what, error) from error
+        finally:
+            thaw(self.container)
+
+    def _groups(self, h: Hierarchy) -> list[str]:
+        top = h.path(self.container.cgroup)
+        return [top, *reversed(cgroup.below(top))]
+
+    def _cpuset(self, h: Hierarchy, setting: Setting, root: str) -> None:
+        groups = [(path, plan.parse_numbers(cgroup.read(f"{path}/{setting.file}"))) for path in self._groups(h)]
+        follower = h.path(root) if root else ""
+        for path, numbers in plan.cpuset_moves(groups, plan.parse_numbers(setting.value), follower):
+            self.write(f"{path}/{setting.file}", plan.format_numbers(numbers))
+
+    def _quota(self, h: Hierarchy, quota: int | None, period: int | None, root: str) -> None:
+        groups = []
+        for path in self._groups(h):
+            has = [int(cgroup.read(f"{path}/{file}")) for file in (plan.QUOTA, plan.CFS_PERIOD)]
+            groups.append((path, has[0], has[1]))
+        quota = groups[0][1] if quota is None else quota
+        period = groups[0][2] if period is None else period
+        for path, wanted, per in plan.quota_moves(groups, quota, period, h.path(root) if root else ""):
+            self._bandwidth(path, wanted, per)
+
+    def _bandwidth(self, path: str, quota: int, period: int) -> None:
+        """Move one group to *quota* and *period*. The pair between the two may not fit its parent or its children."""
+        burst = f"{path}/{plan.BURST}"
+        if quota > 0 and os.path.exists(burst) and int(cgroup.read(burst)) > quota:
+            self.write(burst, str(quota))  # no burst above the quota
+        amount, span, lift = (plan.QUOTA, str(quota)), (plan.CFS_PERIOD, str(period)), (plan.QUOTA, "-1")
+        longer = period >= int(cgroup.read(f"{path}/{plan.CFS_PERIOD}"))
+        orders = [(span, amount), (amount, span)]
+        # Without a quota for a moment where nothing else is left: the group above or below has its own.
+        for order in (*(orders if longer else reversed(orders)), (lift, span, amount)):
+            try:
+                for file, value in order:
+                    self.write(f"{path}/{file}", value)
+                return
+            except OSError as error:
+                if error.errno != errno.EINVAL or order[0] == lift:
+                    raise
+
+    def _refused(self, h: Hierarchy, what: Setting | str, error: OSError) -> NestrtError:
+        """One line that names the document's field."""
+        field, file, value = what if isinstance(what, str) else what.field or what.file, "", ""
+        if not isinstance(what, str):
+            file, value = what.file, what.value
+        obj = f"{field}{f' to {value}' if value else ''} of container {self.container.id}"
+        if error.errno == errno.ENOENT:
+            return HostError("set", obj, f"this kernel has no {file or error.filename}", "leave it out")
+        if error.errno == errno.EBUSY and file == MEMORY_LIMIT:
+            try:
+                usage, peak = (
+                    cgroup.read(h.path(self.container.cgroup, f"memory.{word}"))
+                    for word in ("usage_in_bytes", "max_usage_in_bytes")
+                )
+            except OSError:
+                usage = peak = "?"
+            return StateError(
+                "set",
+                obj,
+                f"unable to set memory limit to {value} (current usage: {usage}, peak usage: {peak})",
+                "allow more, or free memory first",
+            )
+        return KernelError("set", obj, error.errno or 0, "it has to fit what the group above has")
+
+
+def former(before: str, written: str) -> str:
+    """What to write to have *before*, a file's whole text, again after *written* was.
+
+    Files with a line for each device or resource take one line, and "max" or 0 where there was none.
+    """
+    lines = before.splitlines()
+    key, *words = written.split() or [""]
+    if words and (":" in key or len(lines) != 1):
+        for line in lines:
+            if line.split()[:1] == [key]:
+                return line
+        names = [word.partition("=") for word in words]
+        return " ".join([key, *(f"{name}=max" if equals else "0" for name, equals, _ in names)])
+    if not lines:
+        return "\n"  # write(2) of nothing does nothing
+    first = lines[0].split()
+    # memory.oom_control: "oom_kill_disable 0" and more lines
+    return first[-1] if len(lines) > 1 and len(first) == 2 else lines[0]
+
+
+def remark(container: Container, hierarchies: tuple[Hierarchy, ...], limits: dict[str, object]) -> None:
+    """Put *limits* into the marks on the limit group and the stamp on the guest root, so that both say the truth."""
+    for hierarchy in hierarchies:
+        for group in (container.cgroup, container.cgroup + ROOT):
+            for attribute in MARKS:
+                path = hierarchy.path(group)
+                try:
+                    value = jsontext.loads(os.getxattr(path, attribute).decode())
+                except (OSError, ValueError):
+                    continue
+                if isinstance(value, dict) and isinstance(value.get("limits"), dict):
+                    value["limits"] = {**value["limits"], **limits}
+                    try:
+                        os.setxattr(path, attribute, jsontext.dumps(value).encode())
+                    except OSError:
+                        continue  # another level's word, which only it may change

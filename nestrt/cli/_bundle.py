@@ -1,0 +1,213 @@
+"""From a bundle's directory and the flags to a plan, for ``create`` and ``run``; and the way back where it fails."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from nestrt.act import containers, destroy
+from nestrt.act.container import Creator
+from nestrt.act.containers import Container
+from nestrt.cli.engine import Globals, hierarchies_of, lower, warn
+from nestrt.cli.options import Option
+from nestrt.controllers.oci_devices import with_defaults
+from nestrt.errors import InputError, NestrtError, NotFound
+from nestrt.level.policy import Policy
+from nestrt.oci.document import load, require_process
+from nestrt.plan.container import Bundle, plan_container
+from nestrt.plan.facts import Facts
+from nestrt.plan.request import Request
+from nestrt.probe.bundle import cgroup_path, gather_bundle, joined_maps
+from nestrt.probe.policies import policy_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nestrt.plan.systemd_text import Property
+
+OPTIONS = (
+    Option("bundle", "DIR", "the bundle (default: the current directory)", "b"),
+    Option("config", "FILE", "the document, instead of config.json in the bundle", "f"),
+    Option("console-socket", "PATH", "send the terminal's master to this Unix socket"),
+    Option("pid-file", "FILE", "write the first process's pid there"),
+    Option("no-pivot", "", "move the root instead of pivot_root(2), for a root on a ramdisk"),
+    Option("no-new-keyring", "", "leave the container the caller's session keyring"),
+    Option("preserve-fds", "N", "hand descriptors 3 to N+2 on to the container"),
+    Option("pidfd-socket", "PATH", "send a pidfd of the first process to this Unix socket"),
+)
+CONFIG_LIMIT = 16 << 20
+
+
+def read_config(bundle: str, file: str) -> tuple[str, str]:
+    """The document's text and path. Raises NotFound, InputError."""
+    path = os.path.join(bundle, file)
+    try:
+        with open(path, "rb") as opened:
+            data = opened.read(CONFIG_LIMIT + 1)
+    except FileNotFoundError as error:
+        reason = f"JSON specification file {file} not found: no such file or directory"
+        raise NotFound("read", f"bundle {bundle}", reason, "name a bundle with --bundle") from error
+    except OSError as error:
+        raise NotFound("read", path, lower(error), "name a bundle with --bundle") from error
+    if len(data) > CONFIG_LIMIT:
+        raise InputError("read", path, f"it is longer than {CONFIG_LIMIT >> 20} MiB", "shorten it")
+    return data.decode("utf-8", "replace"), path
+
+
+def preserved(single: dict[str, str]) -> int:
+    """How many descriptors from 3 on are handed on: --preserve-fds, and those of socket activation (sd_listen_fds(3)).
+
+    Raises InputError for one that is not open.
+    """
+    text = single.get("preserve-fds", "0")
+    if not text.isascii() or not text.isdigit() or len(text) > 4:
+        raise InputError("use", f"--preserve-fds {text!a}", "not a number", "write how many")
+    count = int(text)
+    listening = os.environ.get("LISTEN_FDS", "")
+    if listening.isdigit() and len(listening) < 4:
+        count += int(listening)
+    for fd in range(3, 3 + count):
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            raise InputError(
+                "hand on", f"descriptor {fd}", f"please check that preserved-fd {fd} is present", "open it, or ask for fewer"
+            ) from error
+    return count
+
+
+class Making:
+    """One container being made: from the flags to the running plan, and back."""
+
+    def __init__(self, flags: Globals, verb: str, single: dict[str, str], id: str) -> None:
+        """Read and check everything; nothing is made yet. Raises NestrtError."""
+        self.flags = flags
+        self.single = single
+        self.id = containers.check_id(id)
+        self.bundle_path = os.path.abspath(single.get("bundle") or ".")
+        self.text, where = read_config(self.bundle_path, single.get("config", "config.json"))
+        self.spec = load(self.text, where)
+        for warning in self.spec.warnings:
+            warn(flags, warning)
+        process = require_process(self.spec, where)
+        if os.environ.get("LISTEN_FDS"):
+            from nestrt.record import replace  # socket activation
+
+            env = (*process.env, f"LISTEN_FDS={os.environ['LISTEN_FDS']}", "LISTEN_PID=1")
+            self.spec = replace(self.spec, process=replace(process, env=env))
+        self.fds = preserved(single)
+        self.rootfs = os.path.join(self.bundle_path, self.spec.root_path)
+        if not os.path.isdir(self.rootfs):
+            reason = "not a directory" if os.path.lexists(self.rootfs) else "no such file or directory"
+            raise NotFound("open", f"root filesystem {self.rootfs}", reason, "correct root.path")
+        self.verb = verb
+        self.container: Container
+        self.lock = -1
+
+    def policy(self, cgroup: str) -> Policy | None:
+        from nestrt.level.binding import Bundle as Matched
+
+        root = next((outside for inside, outside, _ in self.spec.uid_mappings if inside == 0), 0)
+        users = (os.getuid(), root)
+        return policy_of(self.spec.annotations, Matched(cgroup or self.spec.cgroups_path, self.bundle_path, users))
+
+    def plan(self) -> tuple[Bundle, Facts]:
+        """What will be made, by facts that are read now. Raises NestrtError."""
+        spec, flags, single = self.spec, self.flags, self.single
+        systemd = flags.manager == "systemd"
+        cgroup = spec.cgroups_path
+        if not systemd:
+            cgroup = "" if flags.manager == "disabled" else cgroup_path(spec.cgroups_path, self.id)
+        policy = self.policy(cgroup)
+        if policy is not None and flags.manager == "disabled":
+            reason = "a policy is about its groups, and it is to have none"
+            raise InputError("give a policy to", f"container {self.id}", reason, "leave --cgroup-manager out")
+        rules = with_defaults(spec.resources.devices, spec.devices)
+        if policy is not None:
+            from nestrt.plan.policy_limits import for_bundle  # not for what runs as under runc
+
+            policy, spec, rules = for_bundle(policy, spec)
+        unit = ""
+        properties: tuple[Property, ...] = ()
+        if systemd:
+            from nestrt.act.unit import scope_of  # D-Bus, by libsystemd
+
+            scope = scope_of(spec, self.id, rules)
+            unit, cgroup, properties, spec = scope.name, scope.cgroup, scope.properties, scope.spec
+        request = None
+        if policy is not None:
+            args = spec.process.args if spec.process else ()
+            request = Request(self.id, self.rootfs, args, policy, cgroup=cgroup, net="bundle")
+        facts = gather_bundle(self.id, self.rootfs, request)
+        bundle = Bundle(
+            self.id,
+            self.bundle_path,
+            self.rootfs,
+            spec,
+            cgroup,
+            flags.manager,
+            unit,
+            properties,
+            rules,
+            request,
+            f"{flags.root}/{self.id}/{containers.SOCKET}" if self.verb == "create" else "",
+            os.path.abspath(single["console-socket"]) if "console-socket" in single else "",
+            "no-pivot" not in single,
+            "no-new-keyring" not in single,
+            self.fds,
+            joined_maps(spec),
+        )
+        return bundle, facts
+
+    def make(self, signals: set[int]) -> Creator:
+        """Carry the plan out; whatever fails, nothing stays behind. Raises NestrtError, OSError."""
+        os.umask(0o022)
+        bundle, facts = self.plan()
+        now = time.time()
+        plan = plan_container(bundle, facts, os.urandom(8).hex(), int(now))
+        self.lock = containers.reserve(self.flags.root, self.id)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+        document = {
+            "v": containers.VERSION,
+            "id": self.id,
+            "ociVersion": self.spec.version,
+            "bundle": self.bundle_path,
+            "rootfs": self.rootfs,
+            "created": f"{stamp}.{int(now % 1 * 1e9):09d}Z",
+            "owner": os.getuid(),
+            "boot": containers.boot_id(),
+            "cgroup": bundle.cgroup,
+            "driver": bundle.driver,
+            "unit": bundle.unit,
+            "virtualized": bundle.request is not None,
+            "annotations": dict(self.spec.annotations),
+            "pivot": bundle.pivot,
+        }
+        self.container = Container(self.flags.root, self.id, document)
+        pid_file = self.single.get("pid-file", "")
+        creator = Creator(plan, bundle, self.container, signals, os.path.abspath(pid_file) if pid_file else "")
+        try:
+            containers.write_file(f"{self.container.directory}/{containers.CONFIG}", self.text)
+            self.container.save()
+            if self.flags.debug:
+                creator.observe = self.trace
+            creator.run()
+        except BaseException:
+            creator.abandon()
+            self.undo()
+            raise
+        return creator
+
+    def trace(self, side: str, step: object) -> None:
+        from nestrt.cli.engine import write_log
+
+        write_log(self.flags, "debug", f"{side}: {step.describe()}")  # type: ignore[attr-defined]
+
+    def undo(self) -> None:
+        """Remove all that was made; what cannot be removed is said, and does not hide why."""
+        try:
+            destroy.destroy(self.container, hierarchies_of(self.container), lambda text: warn(self.flags, text))
+        except (NestrtError, OSError) as error:
+            warn(self.flags, str(error))
+        finally:
+            os.close(self.lock)
+

@@ -1,0 +1,65 @@
+"""The groups of a bundle's container: the engine's path is the limit group. Values in, Steps out."""
+
+from __future__ import annotations
+
+from nestrt.controllers import oci_devices
+from nestrt.controllers.table import missing, resource_settings
+from nestrt.errors import HostError
+from nestrt.plan.facts import Facts, Hierarchy
+from nestrt.plan.groups import group_steps, parents
+from nestrt.plan.host_steps import AttachDeviceProgram, FillCpuset, MakeGroup, SetFile
+from nestrt.plan.ids import Identity
+from nestrt.plan.steps import Step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nestrt.oci.resources import DeviceRule
+    from nestrt.plan.container import Bundle
+
+
+def device_steps(rules: tuple[DeviceRule, ...], facts: Facts, h: Hierarchy, group: str) -> list[Step]:
+    """The ordered device *rules* of a group: v1's files, else a program; not from inside a user namespace."""
+    on_v1 = any("devices" in other.controllers and other.version == 1 for other in facts.hierarchies)
+    if facts.in_userns or on_v1 != (h.version == 1) or (on_v1 and "devices" not in h.controllers):
+        return []
+    if on_v1:
+        return [SetFile(h, group, setting.file, setting.value) for setting in oci_devices.v1_settings(rules)]
+    return [AttachDeviceProgram(h, group, tuple(map(oci_devices.text, rules)), oci_devices.program(rules))]
+
+
+def _resources(bundle: Bundle, facts: Facts, h: Hierarchy) -> list[Step]:
+    steps: list[Step] = [
+        SetFile(h, bundle.cgroup, setting.file, setting.value, setting.optional, setting.field)
+        for setting in resource_settings(bundle.spec.resources, h.controllers, h.version)
+    ]
+    return steps + device_steps(bundle.rules, facts, h, bundle.cgroup)
+
+
+def container_groups(bundle: Bundle, facts: Facts, generation: str, who: Identity, created: int) -> list[Step]:
+    """Everything from the groups above the limit group down to where the first process begins.
+
+    Without a policy that is the limit group itself, as under runc. Raises HostError for a
+    resource whose controller no hierarchy of this level has.
+    """
+    spec = bundle.spec
+    if not bundle.cgroup:
+        return []
+    unified = next((h.controllers for h in facts.hierarchies if h.version == 2), None)
+    absent = missing(spec.resources, {name for h in facts.hierarchies for name in h.controllers}, unified)
+    if absent:
+        raise HostError(
+            "limit",
+            f"container {bundle.id}",
+            f"no cgroup hierarchy here has the controller for {', '.join(absent)}",
+            "take it out of linux.resources, or boot with that controller",
+        )
+    if bundle.request is not None:
+        return group_steps(bundle.request, facts, generation, who, created, lambda h: _resources(bundle, facts, h))
+    steps: list[Step] = []
+    for h in facts.hierarchies:
+        steps += parents(h, bundle.cgroup, shared=True)
+        steps.append(MakeGroup(h, bundle.cgroup, exist_ok=True))
+        if h.version == 1 and "cpuset" in h.controllers:
+            steps.append(FillCpuset(h, bundle.cgroup, inherit=False))
+        steps += _resources(bundle, facts, h)
+    return steps

@@ -1,0 +1,92 @@
+"""The plan of one more process in a container. Pure.
+
+::
+
+    launcher                            the process
+    clone into the namespaces --------> wait: grouped
+    move it to its groups
+    tell: grouped --------------------> terminal, attributes
+    wait: prepared <------------------- tell: prepared
+    tell: limited --------------------> take its user and rights
+    wait: ready <---------------------- tell: ready
+    tell: go -------------------------> become the program
+    await: end of file
+"""
+
+from __future__ import annotations
+
+from nestrt.errors import InputError
+from nestrt.oci.model import Spec
+from nestrt.plan import container_steps as do
+from nestrt.plan.facts import Hierarchy
+from nestrt.plan.guest_steps import BecomeRoot, OpenTerminal
+from nestrt.plan.host_steps import AwaitProgram
+from nestrt.plan.process import (
+    after_groups,
+    attribute_steps,
+    before_groups,
+    keyring_steps,
+    limit_steps,
+    program_steps,
+    required_steps,
+    user_steps,
+)
+from nestrt.plan.seccomp_steps import filter_first, filter_host
+from nestrt.plan.steps import Plan, Step, Tell, Wait
+from nestrt.record import record
+
+
+@record
+class Joining:
+    """What ``exec`` is to do: *spec* is the container's with the new process in it; *first* and *start* are the
+    container's first process; *places* (hierarchy, group) where the new one goes, *leaf* see AttachEach."""
+
+    id: str
+    spec: Spec
+    first: int
+    start: int
+    places: tuple[tuple[Hierarchy, str], ...]
+    leaf: str
+    console: str = ""
+    keyring: bool = True
+    preserve_fds: int = 0
+
+
+def place(path: str, base: str, name: str) -> str:
+    """The group that ``--cgroup`` means, below *base*, which holds the container's own. Raises InputError."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise InputError(
+            "exec in", f"container {name}", f"{path!a} is not a sub cgroup path", "name a child group of the container"
+        )
+    return "/".join([base.rstrip("/"), *parts])
+
+
+def plan_exec(joining: Joining) -> Plan:
+    """Raises InputError and HostError where the process asks for what this host or kernel cannot do."""
+    spec = joining.spec
+    process = spec.process
+    assert process is not None
+    host: list[Step] = [
+        *required_steps(process),
+        *filter_host(spec.seccomp),
+        do.CloneBeside(joining.first, joining.start),
+        *before_groups(process, joins=True),
+    ]
+    if joining.places:
+        host.append(do.AttachEach(joining.places, joining.leaf))
+    host += [*after_groups(process, True, joining.id), Tell("grouped"), Wait("prepared")]
+    host += [*limit_steps(process), Tell("limited"), Wait("ready")]
+    if process.terminal:
+        host.append(do.SendTerminal(joining.console, process.console_size))
+    host += [do.WritePid(), Tell("go"), AwaitProgram(process.args[0])]
+    guest: list[Step] = [Wait("grouped")]
+    if spec.namespace("user") is not None:
+        guest.append(BecomeRoot())
+    guest += keyring_steps(process, joining.keyring)
+    if process.terminal:
+        guest.append(OpenTerminal(console=False))
+    guest += [*attribute_steps(process, spec), Tell("prepared"), Wait("limited")]
+    guest += [*filter_first(spec.seccomp, process.no_new_privileges), *user_steps(process, joins=True)]
+    guest += [Tell("ready"), Wait("go"), *program_steps(process, joining.preserve_fds)]
+    return Plan(joining.id, tuple(host), tuple(guest))

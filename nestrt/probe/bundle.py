@@ -1,0 +1,116 @@
+"""What the plan of a bundle's container needs to know of this level."""
+
+from __future__ import annotations
+
+import os
+
+from nestrt.errors import HostError, NestrtError
+from nestrt.kernel.mountinfo import read_cgroups
+from nestrt.kernel.namespaces import CLONE_NEWUSER, read_id_map, setns
+from nestrt.level.check import Has
+from nestrt.plan.facts import Facts, Hierarchy, Level
+from nestrt.plan.request import Request
+from nestrt.probe.facts import primary, read_hierarchies
+from nestrt.probe.level import ALL_IDS, gather
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nestrt.oci.model import Spec
+    from nestrt.plan.ids import Ranges
+
+
+def cgroup_path(text: str, id: str) -> str:
+    """The limit group that ``cgroupsPath`` means, as every hierarchy has it: absolute, without ``..``.
+
+    A relative one, or none at all, is below the group of whoever calls; in the v2 tree beside that
+    group, which has processes and so no room for groups with limits (cgroup-v2.rst).
+    """
+    parts: list[str] = []
+    if not text.startswith("/"):
+        groups = read_cgroups()
+        own = next((path for names, path in groups.items() if names), "/")
+        if () in groups and len(groups) == 1:
+            own = groups[()].rpartition("/")[0]
+        text = f"{own}/{text or id}"
+    for part in text.split("/"):
+        if part == "..":
+            parts = parts[:-1]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/" + "/".join(parts)
+
+
+def writable(hierarchies: tuple[Hierarchy, ...]) -> tuple[Hierarchy, ...]:
+    """Those where this level may make groups."""
+    return tuple(h for h in hierarchies if not h.read_only and os.access(h.path("/"), os.W_OK))
+
+
+def gather_bundle(id: str, rootfs: str, request: Request | None) -> Facts:
+    """Facts for a bundle: with a policy those of a launch, without one only what runc would look at.
+
+    Raises HostError where a policy asks for groups and there are none.
+    """
+    if request is not None:
+        return gather(request)
+    try:
+        hierarchies = writable(read_hierarchies())
+    except HostError:
+        hierarchies = ()
+    in_userns = read_id_map("uid_map") != [(0, 0, ALL_IDS)]
+    return Facts(
+        hierarchies=hierarchies,
+        primary=primary(hierarchies) if hierarchies else NOWHERE,
+        level=Level(),
+        mark="",
+        stamp="",
+        in_userns=in_userns,
+        own_uids=(),
+        own_gids=(),
+        free_ids=None,
+        delegate=(),
+        rootfs_uid=0,
+        has=Has(),
+    )
+
+
+NOWHERE = Hierarchy("", 2, (), "", "/sys/fs/cgroup")
+
+
+def joined_maps(spec: Spec) -> tuple[Ranges, Ranges]:
+    """The id maps of the user namespace that the document joins, as this level sees them; empty ones if none."""
+    entry = spec.namespace("user")
+    if entry is None or not entry.path:
+        return (), ()
+    parts = entry.path.split("/")
+    if len(parts) == 5 and parts[1] == "proc" and parts[2].isdigit():
+        pid = parts[2]
+        return tuple(read_id_map("uid_map", pid)), tuple(read_id_map("gid_map", pid))
+    return _ask_inside(entry.path)
+
+
+def _ask_inside(path: str) -> tuple[Ranges, Ranges]:
+    """The maps of the namespace file *path*, read by a child process that enters it."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    gate, opened = os.pipe2(os.O_CLOEXEC)
+    done, over = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        os.close(over)
+        try:
+            setns(fd, CLONE_NEWUSER)
+            os.write(opened, b"1")
+            os.read(done, 1)
+        except OSError:
+            pass
+        os._exit(0)
+    os.close(fd)
+    os.close(opened)
+    os.close(done)
+    try:
+        if os.read(gate, 1) != b"1":
+            raise NestrtError("join", f"the user namespace {path}", "it cannot be entered", "correct linux.namespaces")
+        return tuple(read_id_map("uid_map", str(pid))), tuple(read_id_map("gid_map", str(pid)))
+    finally:
+        os.close(gate)
+        os.close(over)
+        os.waitpid(pid, 0)

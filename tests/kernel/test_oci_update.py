@@ -1,0 +1,349 @@
+"""update: other limits for a live container, on the limit group, the guest root, and the guest's own groups.
+
+::
+
+    /nestrt-test-NAME-PID              limit group: the limits, and what update writes
+                   └ guest             guest root: shows the same
+                       ├ init          first group
+                       └ web           a child group with limits of its own
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nestrt.kernel import bpf
+from support.byhand import CALL, ByHand, container, make_group
+from support.hostside import Hierarchy, has_v1, hierarchy_of, v2_hierarchy
+from support.need import SLOW, require
+from support.rootfs import CHECKOUT
+
+ENVIRONMENT = {"PYTHONPATH": str(CHECKOUT), "PATH": os.environ["PATH"]}
+MIB = 1 << 20
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def guest(state: Path) -> Iterator[ByHand]:
+    with container(state, "update", virtualized=True, resources={}) as made:
+        (state / made.id / "config.json").write_text(json.dumps({"linux": {"resources": {}}}))
+        yield made
+
+
+@pytest.fixture
+def plain(state: Path) -> Iterator[ByHand]:
+    """Without a policy: its process stands in the limit group itself."""
+    with container(state, "plain", resources={}) as made:
+        (state / made.id / "config.json").write_text(json.dumps({"linux": {"resources": {}}}))
+        yield made
+
+
+def update(one: ByHand, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-c", CALL, *one.words, "update", *words, one.id]
+    return subprocess.run(argv, capture_output=True, text=True, env=ENVIRONMENT, input=given, timeout=30 * SLOW)
+
+
+def ok(one: ByHand, *words: str, given: str = "") -> str:
+    done = update(one, *words, given=given)
+    assert done.returncode == 0, done
+    return done.stderr
+
+
+def refused(one: ByHand, *words: str, given: str = "") -> str:
+    done = update(one, *words, given=given)
+    assert done.returncode != 0, done
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def tree(controller: str) -> Hierarchy:
+    hierarchy = hierarchy_of(controller)
+    require(controller, None if hierarchy else "no such controller here")
+    assert hierarchy is not None
+    return hierarchy
+
+
+def value(controller: str, group: str, v1: str, v2: str) -> str:
+    hierarchy = tree(controller)
+    return (hierarchy.group(group) / (v1 if hierarchy.version == 1 else v2)).read_text().strip()
+
+
+def write(controller: str, group: str, v1: str, v2: str, text: str) -> None:
+    hierarchy = tree(controller)
+    (hierarchy.group(group) / (v1 if hierarchy.version == 1 else v2)).write_text(text)
+
+
+def memory(group: str) -> str:
+    return value("memory", group, "memory.limit_in_bytes", "memory.max")
+
+
+def test_the_guest_root_follows(guest: ByHand) -> None:
+    ok(guest, "--memory", "64M", "--pids-limit", "50", "--cpu-share", "512")
+    for group in (guest.cgroup, guest.cgroup + "/guest"):
+        assert memory(group) == str(64 * MIB)
+        assert value("pids", group, "pids.max", "pids.max") == "50"
+        assert value("cpu", group, "cpu.shares", "cpu.weight") in ("512", "20", "59")
+    assert guest.document()["resources"] == {
+        "memory": {"limit": 64 * MIB},
+        "cpu": {"shares": 512},
+        "pids": {"limit": 50},
+    }
+    ok(guest, "--memory", "128M")
+    assert memory(guest.cgroup) == memory(guest.cgroup + "/guest") == str(128 * MIB)
+    assert guest.document()["resources"]["pids"] == {"limit": 50}, "what was not named stays"
+
+
+def test_resources_as_docker_sends_them(plain: ByHand) -> None:
+    """dockerd: ``update --resources - ID`` with zeros for what does not change."""
+    text = json.dumps(
+        {
+            "memory": {"limit": 96 * MIB, "swap": 192 * MIB, "reservation": 0, "kernel": 0},
+            "cpu": {"shares": 0, "quota": 50_000, "period": 100_000, "realtimeRuntime": 0, "cpus": "", "mems": ""},
+            "blockIO": {"weight": 0},
+            "pids": {"limit": 70},
+        }
+    )
+    ok(plain, "--resources", "-", given=text)
+    assert memory(plain.cgroup) == str(96 * MIB)
+    assert value("cpu", plain.cgroup, "cpu.cfs_quota_us", "cpu.max").split()[0] == "50000"
+    ok(plain, "-r", "-", given='{"pids": {"limit": -1}}')
+    assert value("pids", plain.cgroup, "pids.max", "pids.max") == "max"
+    assert memory(plain.cgroup) == str(96 * MIB)
+
+
+def test_resources_from_a_file_and_bad_ones(plain: ByHand, tmp_path: Path) -> None:
+    file = tmp_path / "resources.json"
+    file.write_text('{"pids": {"limit": 33}}')
+    ok(plain, f"--resources={file}")
+    assert value("pids", plain.cgroup, "pids.max", "pids.max") == "33"
+    assert "no such file or directory" in refused(plain, "-r", str(tmp_path / "none"))
+    assert "pids.limit" in refused(plain, "-r", "-", given='{"pids": {"limit": "many"}}')
+    assert "line 1" in refused(plain, "-r", "-", given='{"pids": ')
+    for words in (("--memory", "much"), ("--cpu-period", "-5"), ("--blkio-weight", "5"), ("--cpu-quota", "x")):
+        assert words[0] in refused(plain, *words)
+    assert "does not exist" in update(ByHand(plain.state, "nobody", "", plain.process, False)).stderr
+
+
+def test_a_stopped_container(plain: ByHand) -> None:
+    plain.process.kill()
+    plain.process.wait()
+    assert "container not running" in refused(plain, "--pids-limit", "5")
+
+
+def test_a_failing_update_leaves_what_was(guest: ByHand) -> None:
+    """The last value is one that the kernel refuses: the memory limit that was written first goes back."""
+    ok(guest, "--memory", "64M", "--pids-limit", "50", "--cpu-quota", "20000", "--cpu-period", "100000")
+    before = guest.document()
+    line = refused(guest, "--memory", "32M", "--pids-limit", "99", "--cpu-quota", "1", "--cpu-period", "50000")
+    assert "linux.resources.cpu" in line
+    for group in (guest.cgroup, guest.cgroup + "/guest"):
+        assert memory(group) == str(64 * MIB)
+        assert value("pids", group, "pids.max", "pids.max") == "50"
+        assert value("cpu", group, "cpu.cfs_quota_us", "cpu.max").split()[0] == "20000"
+    if has_v1("cpu"):
+        assert value("cpu", guest.cgroup, "cpu.cfs_period_us", "") == "100000"
+    assert guest.document() == before
+
+
+@pytest.mark.v1
+def test_less_memory_than_is_in_use(plain: ByHand) -> None:
+    require("cgroup-v1", None if has_v1("memory") else "memory is not on v1")
+    write("memory", plain.cgroup, "memory.limit_in_bytes", "memory.max", str(256 * MIB))
+    pid = subprocess.Popen(
+        ["/usr/bin/python3", "-ISc", "input(); b = bytearray(b'x' * (48 << 20)); print(flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert pid.stdin is not None
+    try:
+        assert pid.stdout is not None
+        write("memory", plain.cgroup, "cgroup.procs", "cgroup.procs", str(pid.pid))
+        pid.stdin.write(b"\n")
+        pid.stdin.flush()
+        pid.stdout.readline()
+        line = refused(plain, "--memory", "8M", "--memory-swap", "8M")
+        assert "linux.resources.memory" in line
+        assert memory(plain.cgroup) == str(256 * MIB)
+    finally:
+        pid.kill()
+        pid.communicate()
+
+
+def cpus() -> list[int]:
+    found = sorted(os.sched_getaffinity(0))
+    require("two CPUs", None if len(found) > 1 else "only one CPU")
+    return found
+
+
+def allowed(controller_group: str) -> str:
+    """The CPUs that a group's processes may use."""
+    return value("cpuset", controller_group, "cpuset.effective_cpus", "cpuset.cpus.effective")
+
+
+@pytest.mark.parametrize("which", ["guest", "plain"])
+def test_fewer_cpus_for_a_guest_that_has_divided_them(request: pytest.FixtureRequest, which: str) -> None:
+    """``web`` has the second CPU alone, which the guest is to lose: v1 refuses that while a child has it (EBUSY)."""
+    one: ByHand = request.getfixturevalue(which)
+    first, second = cpus()[:2]
+    both = value("cpuset", one.cgroup, "cpuset.effective_cpus", "cpuset.cpus.effective")
+    root = one.cgroup + ("/guest" if one.virtualized else "")
+    web = root + "/web"
+    if not one.virtualized and not has_v1("cpuset"):
+        pytest.skip("v2: a group with processes has no children with controllers")
+    make_group(web)
+    deep = web + "/deep"
+    make_group(deep)
+    for group in (web, deep):
+        write("cpuset", group, "cpuset.cpus", "cpuset.cpus", str(second))
+    ok(one, "--cpuset-cpus", str(first))
+    for group in (one.cgroup, root, web, deep):
+        assert allowed(group) == str(first), group
+    ok(one, "--cpuset-cpus", str(second))
+    for group in (one.cgroup, root, web, deep):
+        assert allowed(group) == str(second), group
+    ok(one, "--cpuset-cpus", both)
+    assert allowed(one.cgroup) == allowed(root) == both
+    if one.virtualized:
+        assert allowed(root + "/init") == both, "a group that had all of its parent goes on having all"
+
+
+def test_less_quota_than_a_child_group_has(guest: ByHand) -> None:
+    root, web = guest.cgroup + "/guest", guest.cgroup + "/guest/web"
+    make_group(web)
+    ok(guest, "--cpu-quota", "80000", "--cpu-period", "100000")
+    v1 = has_v1("cpu")
+    if v1:
+        write("cpu", web, "cpu.cfs_quota_us", "", "60000")
+    else:
+        write("cpu", web, "", "cpu.max", "60000 100000")
+    ok(guest, "--cpu-quota", "30000")
+    shown = [value("cpu", group, "cpu.cfs_quota_us", "cpu.max").split()[0] for group in (guest.cgroup, root, web)]
+    assert shown == ["30000", "30000", "30000" if v1 else "60000"], "v2 clamps by itself"
+    # Another period, with a share of a CPU that is the same: no pair on the way may be refused.
+    ok(guest, "--cpu-quota", "120000", "--cpu-period", "400000")
+    ok(guest, "--cpu-quota", "9000", "--cpu-period", "30000")
+    ok(guest, "--cpu-quota", "-1")
+    assert value("cpu", guest.cgroup, "cpu.cfs_quota_us", "cpu.max").split()[0] in ("-1", "max")
+    assert value("cpu", root, "cpu.cfs_quota_us", "cpu.max").split()[0] in ("-1", "max")
+
+
+def test_the_stamp_and_the_mark_follow(guest: ByHand) -> None:
+    primary = v2_hierarchy() or tree("memory")
+    root, top = primary.group(guest.cgroup + "/guest"), primary.group(guest.cgroup)
+    for path, attribute in ((root, "security.nestrt"), (top, "trusted.nestrt")):
+        os.setxattr(path, attribute, json.dumps({"v": 1, "name": "x", "limits": {"pids": 5, "memory": 1}}).encode())
+    ok(guest, "--memory", "64M", "--cpu-quota", "50000", "--cpu-period", "200000")
+    for path, attribute in ((root, "security.nestrt"), (top, "trusted.nestrt")):
+        assert json.loads(os.getxattr(path, attribute)) == {
+            "v": 1,
+            "name": "x",
+            "limits": {"pids": 5, "memory": 64 * MIB, "cpu_quota": 25_000},
+        }
+
+
+# Devices
+
+
+def may(group: str, path: str, flags: int = os.O_RDONLY) -> bool:
+    """Whether a process of *group*, in every hierarchy, can open *path*."""
+    pid = os.fork()
+    if pid == 0:
+        status = 2
+        try:
+            for hierarchy in (hierarchy_of("devices"), v2_hierarchy()):
+                if hierarchy is not None:
+                    (hierarchy.group(group) / "cgroup.procs").write_text(str(os.getpid()))
+            os.close(os.open(path, flags))
+            status = 0
+        except OSError as error:
+            status = 1 if error.errno == errno.EPERM else 3
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, 1), status
+    return status == 0
+
+
+def rule(access: str, major: int = -1, minor: int = -1, allow: bool = True) -> dict[str, Any]:
+    return {"allow": allow, "type": "c", "major": major, "minor": minor, "access": access}
+
+
+KMSG = (1, 11)
+EVERYTHING_DENIED = {"allow": False, "access": "rwm"}
+
+
+def test_device_rules_of_a_live_guest(guest: ByHand) -> None:
+    """/dev/kmsg is taken from the whole guest, its child group too, and given again; /dev/null stays."""
+    root = guest.cgroup + "/guest"
+    first = guest.cgroup + "/guest/init"
+    if has_v1("devices"):
+        directory = tree("devices").group(guest.cgroup)
+        # As a runtime does at create, before there are groups below: here they are there already, and follow.
+        for group in (first, root, guest.cgroup):
+            path = tree("devices").group(group)
+            if group == guest.cgroup:
+                break
+            (path / "cgroup.procs").exists()
+        assert directory.exists()
+        with_rules = deny_all_first(guest)
+    else:
+        with_rules = guest
+    document = [EVERYTHING_DENIED, rule("rwm", *KMSG)]
+    ok(with_rules, "-r", "-", given=json.dumps({"devices": document}))
+    assert may(first, "/dev/null", os.O_RDWR)
+    assert may(first, "/dev/kmsg")
+    ok(with_rules, "-r", "-", given=json.dumps({"devices": [EVERYTHING_DENIED]}))
+    assert not may(first, "/dev/kmsg")
+    assert may(first, "/dev/null", os.O_RDWR)
+    ok(with_rules, "-r", "-", given=json.dumps({"devices": document}))
+    assert may(first, "/dev/kmsg")
+    if not has_v1("devices"):
+        tree_v2 = v2_hierarchy()
+        assert tree_v2 is not None
+        assert len(bpf.query(str(tree_v2.group(guest.cgroup)))) == 1, "one program in the place of another"
+
+
+def deny_all_first(guest: ByHand) -> ByHand:
+    """Give the devices groups of *guest* an allow-list, as create does before it makes the groups below."""
+    hierarchy = tree("devices")
+    groups = [guest.cgroup + suffix for suffix in ("", "/guest", "/guest/init")]
+    home = hierarchy.mountpoint / "cgroup.procs"
+    home.write_text(str(guest.pid))
+    for group in reversed(groups):
+        hierarchy.group(group).rmdir()
+    for group in groups:
+        hierarchy.group(group).mkdir()
+        if group == guest.cgroup:
+            (hierarchy.group(group) / "devices.deny").write_text("a")
+            (hierarchy.group(group) / "devices.allow").write_text("c 1:3 rwm")
+    (hierarchy.group(groups[-1]) / "cgroup.procs").write_text(str(guest.pid))
+    return guest
+
+
+def test_device_rules_of_a_plain_container(plain: ByHand) -> None:
+    ok(plain, "-r", "-", given=json.dumps({"devices": [EVERYTHING_DENIED, rule("r", *KMSG)]}))
+    assert may(plain.cgroup, "/dev/kmsg")
+    assert not may(plain.cgroup, "/dev/kmsg", os.O_RDWR)
+    ok(plain, "-r", "-", given=json.dumps({"devices": [EVERYTHING_DENIED]}))
+    assert not may(plain.cgroup, "/dev/kmsg")
+
+
+@pytest.mark.v1
+def test_all_devices_cannot_be_taken_from_a_v1_guest_that_has_groups(guest: ByHand) -> None:
+    require("cgroup-v1", None if has_v1("devices") else "devices is not on v1")
+    line = refused(guest, "--resources", "-", given=json.dumps({"devices": [EVERYTHING_DENIED], "pids": {"limit": 9}}))
+    assert "linux.resources.devices" in line
+    assert value("pids", guest.cgroup, "pids.max", "pids.max") == "max", "nothing else was changed"
