@@ -33,9 +33,13 @@ _FLAGS = {"ro": 0x1, "sync": 0x10, "mand": 0x40, "dirsync": 0x80, "lazytime": 0x
 
 def _attach(guest: Guest, name: str, path: str, tree: int, late: bool = False) -> None:
     """Attach the detached mount *tree* at *path*; with *late* it is kept to be made read-only."""
-    target = open_or_make(path, stat.S_ISDIR(os.fstat(tree).st_mode))
+    directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+    target = open_or_make(path, directory)
     try:
         check_place(name, path, target, mount.filesystem_magic(tree))
+        if directory != stat.S_ISDIR(os.fstat(target).st_mode):
+            # A file does not cover a directory, nor a directory a file; move_mount(2) has EINVAL, mount(2) this.
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         mount.move_mount(tree, "", target)
     finally:
         os.close(target)
@@ -134,7 +138,7 @@ def _change_mount(guest: Guest, step: do.ChangeMount) -> None:
             os.fchdir(target)
             mount.mount("none", ".", "", mount.MS_REMOUNT | step.flags & ~mount.MS_REC, ",".join(step.words))
         if step.attr_set or step.attr_clear:
-            mount.set_attributes(target, step.attr_set, step.attr_clear & ~step.attr_set)
+            mount.set_attributes(target, step.attr_set, mount.cleared(step.attr_clear, step.attr_set))
         if step.rec_set or step.rec_clear:
             mount.set_attributes(target, step.rec_set, step.rec_clear, recursive=True)
         for kind in step.propagation:

@@ -73,7 +73,7 @@ def _set_attributes(step: do.OpenSource, tree: int) -> None:
         _check_below(step)
         if mount.attributes_of(tree) & step.rec_clear & LOCKABLE:
             raise _locked(step, ["flags"], step.path)
-    wanted = (clear | step.resets) & ~step.attr_set
+    wanted = mount.cleared(clear | step.resets, step.attr_set)
     if step.attr_set or wanted:
         try:
             mount.set_attributes(tree, step.attr_set, wanted)
@@ -81,7 +81,7 @@ def _set_attributes(step: do.OpenSource, tree: int) -> None:
             if error.errno != errno.EPERM or not step.resets:
                 raise
             # Locked where this level is itself in a user namespace: they stay, unless the document clears them.
-            mount.set_attributes(tree, step.attr_set, clear & ~step.attr_set)
+            mount.set_attributes(tree, step.attr_set, mount.cleared(clear, step.attr_set))
     if step.rec_set or step.rec_clear:
         mount.set_attributes(tree, step.rec_set, step.rec_clear, recursive=True)
 

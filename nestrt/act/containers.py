@@ -121,10 +121,10 @@ class Container:
 
         return frozen(self)
 
-    def status(self) -> str:
-        """creating, created, running, paused or stopped."""
+    def status(self, owned: bool = False) -> str:
+        """creating, created, running, paused or stopped; *owned*: the caller has the lock, so nobody is creating it."""
         if not self.pid:
-            return "creating" if self.busy() else "stopped"
+            return "creating" if not owned and self.busy() else "stopped"
         if not self.alive():
             return "stopped"
         if os.path.exists(self.socket):

@@ -92,6 +92,8 @@ def _make_group(launcher: Launcher, step: do.MakeGroup) -> None:
 
 
 def _set_file(launcher: Launcher, step: do.SetFile) -> None:
+    if step.unless and os.path.exists(step.hierarchy.path(step.group, step.unless)):
+        return
     try:
         cgroup.write(step.hierarchy.path(step.group, step.file), step.value)
     except FileNotFoundError:

@@ -34,11 +34,12 @@ DENIED_REMEDY = "root may use the machine's systemd, other users their own: leav
 
 def _failed(operation: str, unit: str, error: BusError) -> NestrtError:
     """What a reader is told. systemd's own words are the reason."""
+    what = unit if " " in unit else f"unit {unit}"
     if error.name in DENIED:
-        return HostError(operation, f"unit {unit}", error.text, DENIED_REMEDY)
+        return HostError(operation, what, error.text, DENIED_REMEDY)
     if error.name == NO_UNIT:
-        return NotFound(operation, f"unit {unit}", error.text, "systemctl list-units shows what there is")
-    return NestrtError(operation, f"unit {unit}", error.text, f"see: systemctl status {unit}")
+        return NotFound(operation, what, error.text, "systemctl list-units shows what there is")
+    return NestrtError(operation, what, error.text, "see: systemctl status")
 
 
 def start(unit: str, properties: Iterable[Property], pid: int | None, user: bool | None = None) -> None:
@@ -70,6 +71,20 @@ class Manager:
 
     def __exit__(self, *_: object) -> None:
         self.bus.close()
+
+    def version(self) -> int:
+        """systemd's version, such as 252. Raises HostError, NestrtError."""
+        try:
+            return self.bus.version()
+        except BusError as error:
+            raise _failed("ask", "systemd's manager", error) from error
+
+    def group(self) -> str:
+        """Where the manager's own slices begin: "" for the root that it sees, a user's manager has a service."""
+        try:
+            return self.bus.manager_text("ControlGroup").rstrip("/")
+        except BusError as error:
+            raise _failed("ask", "systemd's manager", error) from error
 
     def start(self, unit: str, properties: Iterable[Property], pid: int | None) -> None:
         """Make *unit* with *properties* around the process *pid* (None: a slice), and wait until it stands.
@@ -147,6 +162,9 @@ class Manager:
 
     def attach(self, unit: str, group: str, pid: int) -> None:
         """Move *pid* into *unit*, or into *group* ("/guest/init") below its own: systemd has the right, a user not.
+
+        *group* must be there: on a hybrid host in name=systemd and in the v2 tree, and the process is
+        then moved in the controllers' hierarchies to where the unit itself is.
 
         Raises NotFound, HostError, NestrtError.
         """

@@ -1,116 +1,135 @@
-"""``nestrt delete [--force] NAME…``: end guests and remove all that belongs to them."""
+"""``nestrt delete``: remove a container with all that belongs to it, or a guest of ``launch``."""
 
 from __future__ import annotations
 
+import fcntl
 import os
-import sys
 import time
 
-from nestrt.act import remove
-from nestrt.cli.options import Option, parse, usage
+from nestrt.act import containers
+from nestrt.act.containers import Container
+from nestrt.act.destroy import destroy
+from nestrt.cli.engine import STATE_ROOT, Globals, hierarchies_of, warn, words
+from nestrt.cli.options import Option
 from nestrt.errors import InputError, NestrtError, NotFound, StateError
-from nestrt.level.units import parse_name
-from nestrt.plan.facts import Hierarchy
-from nestrt.plan.request import PARENT, STATE_DIR, state_file
-from nestrt.probe.facts import primary, read_hierarchies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HEAD = "usage: nestrt delete [--force] NAME …\n\nRemove guests: groups at all levels, ids, network, state."
+PATIENCE = 10.0
+HEAD = """usage: nestrt delete [--force] ID …
+
+Remove containers, and guests of nestrt launch: their groups at all levels, ids, network, state."""
 OPTIONS = (
-    Option("force", "", "kill what still runs in the guest", "f"),
-    Option("help", "", "this text", "h"),
+    Option("force", "", "kill what still runs in it; one that is not there is no error", "f"),
+    Option("regex", "", "the operands are regular expressions that ids match"),
 )
 
 
-def disconnector(name: str, mark: dict[str, object]) -> object:
-    """veth.disconnect if the guest was on nestrt's bridge, else None: it imports pyroute2."""
-    net = mark.get("net")
-    wired = isinstance(net, dict) and net.get("mode") == "veth"
+def main(flags: Globals, argv: list[str]) -> int:
+    """Run the verb for containers, and for guests of launch where no container has the name.
+
+    With --force one that is not there is no error. The exit status is that of the last that could not be deleted.
+    """
+    found = words("delete", OPTIONS, argv, HEAD)
+    if found is None:
+        return 0
+    single, _, names = found
+    force = "force" in single
+    if "regex" in single:
+        names = matching(flags.root, names)
+    elif not names:
+        raise InputError("delete", "a container", "no id is given", "nestrt list and nestrt ls name them")
+    return each(names, lambda name: delete_one(flags, name, force))
+
+
+def matching(root: str, patterns: list[str]) -> list[str]:
+    """The ids below *root* that match one of the regular expressions. Raises InputError."""
+    import re  # on this way only
+
+    found = []
+    for container in containers.all_containers(root):
+        if isinstance(container, NestrtError):
+            continue
+        try:
+            if any(re.search(pattern, container.id) for pattern in patterns):
+                found.append(container.id)
+        except re.error as error:
+            raise InputError("read", f"--regex {patterns}", str(error), "write a regular expression") from error
+    return found
+
+
+def delete_one(flags: Globals, name: str, force: bool) -> None:
+    """Remove one container or guest. Raises NotFound (not with *force*), StateError, KernelError."""
     try:
-        reserved = [os.readlink(entry.path) for entry in os.scandir(f"{STATE_DIR}/net") if entry.is_symlink()]
-    except OSError:
-        reserved = []
-    if not wired and name not in reserved:
-        return None
-    from nestrt.net import veth
-    from nestrt.net.library import find_pyroute2
-
-    find_pyroute2()
-    return veth.disconnect
-
-
-def exists(name: str, hierarchies: tuple[Hierarchy, ...]) -> bool:
-    """Whether anything of a guest of that name is there: its state file, or a marked group."""
-    group = f"{PARENT}/{name}"
-    return os.path.lexists(state_file(name)) or any(remove.read_mark(h, group) for h in hierarchies)
+        container = containers.load(flags.root, name)
+    except NotFound:
+        if flags.root != STATE_ROOT or not _guest(name, force):
+            if not force:
+                raise
+        return
+    except NestrtError:
+        if not force:
+            raise
+        container = Container(flags.root, name, {})  # its state is unreadable: what its name says is removed
+    delete_container(flags, container, force)
 
 
-def delete(name: str, force: bool) -> None:
-    """Remove one guest. Raises NotFound, StateError (it runs, and not *force*), KernelError."""
-    hierarchies = read_hierarchies(make=True)
-    if not exists(name, hierarchies):
-        raise NotFound("delete", f"guest {name}", "there is none of that name at this level", "nestrt ls names them")
-    group = f"{PARENT}/{name}"
-    pids = remove.living(hierarchies, group)
-    if pids and not force:
-        raise StateError(
-            "delete",
-            f"guest {name}",
-            f"{len(pids)} of its processes run",
-            f"end them, or: nestrt delete --force {name}",
-        )
-    mark = remove.read_mark(primary(hierarchies), group)
-    remove.kill(hierarchies, group)
-    lock = _own(name, force)
+def delete_container(flags: Globals, container: Container, force: bool) -> None:
+    """Raises StateError where it runs and not *force*, or is being made or removed by another."""
+    lock = _locked(container, force)
     try:
-        remove.remove(name, hierarchies, disconnector(name, mark))  # type: ignore[arg-type]
+        container = containers.load(flags.root, container.id) if container.document else container
+        status = container.status(owned=True)
+        if status in ("running", "paused") and not force:
+            raise StateError(
+                "delete",
+                f"container {container.id}",
+                f"cannot delete container {container.id} that is not stopped: {status}",
+                f"nestrt kill {container.id} KILL, or: nestrt delete --force {container.id}",
+            )
+        destroy(container, hierarchies_of(container), lambda text: warn(flags, text))
+    except NotFound:
+        pass  # another was first
     finally:
         os.close(lock)
 
 
-def _own(name: str, force: bool) -> int:
-    """The guest's name, locked: what is removed below must not be the next guest of that name.
+def _guest(name: str, force: bool) -> bool:
+    """Remove the guest of launch of that name, if there is one; returns whether there was. Raises NestrtError."""
+    from nestrt.cli import _guests
+    from nestrt.host.marks import valid_name
+    from nestrt.probe.facts import read_hierarchies
 
-    With *force* the launcher, whose guest has just been killed, gets the time to
-    notice. Raises StateError where it lives on.
-    """
-    deadline = time.monotonic() + (remove.PATIENCE if force else 0)
-    while (lock := remove.claim(name)) is None:
-        if time.monotonic() > deadline:
-            raise StateError(
-                "delete",
-                f"guest {name}",
-                "its launcher lives",
-                "wait for it, end it, or: nestrt delete --force " + name,
-            )
-        time.sleep(0.01)
-    return lock
+    if not valid_name(name) or not _guests.exists(name, read_hierarchies(make=True)):
+        return False
+    _guests.delete(name, force)
+    return True
 
 
-def main(argv: list[str]) -> int:
-    """Run the command; the exit status is that of the last guest that could not be deleted, the others are."""
-    single, _, names = parse(OPTIONS, argv, "delete")
-    if "help" in single:
-        sys.stdout.write(usage(HEAD, OPTIONS))
-        return 0
-    if not names:
-        raise InputError("delete", "a guest", "no name is given", "nestrt ls names them")
-    while names and names[-1] in ("-f", "--force"):
-        names.pop()
-        single["force"] = ""
-    return each(names, lambda name: delete(parse_name(name), "force" in single))
+def _locked(container: Container, force: bool) -> int:
+    """The container's directory, locked. Raises StateError where somebody makes or removes it just now."""
+    fd = os.open(container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + (PATIENCE if force else 1.0)
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise StateError(
+                    "delete", f"container {container.id}", "it is being created or removed", "try again"
+                ) from None
+            time.sleep(0.005)
 
 
 def each(names: list[str], action: Callable[[str], object]) -> int:
-    """Do *action* for every name; prints what fails and goes on. Returns the last failure's status, or 0."""
-    status = 0
-    for name in names:
-        try:
-            action(name)
-        except NestrtError as error:
-            sys.stderr.write(f"nestrt: {error}\n")
-            status = error.status
-    return status
+    """Do *action* for every name; a single one's error is the caller's, of several each is told and the rest goes on."""
+    if len(names) == 1:
+        action(names[0])
+        return 0
+    from nestrt.cli._guests import each as every
+
+    return every(names, action)

@@ -7,7 +7,7 @@ import sys
 
 from nestrt import jsontext
 from nestrt.act import remove
-from nestrt.cli.delete import disconnector, each
+from nestrt.cli._guests import disconnector, each
 from nestrt.cli.options import Option, parse, usage
 from nestrt.errors import InputError
 from nestrt.plan.facts import Hierarchy

@@ -16,7 +16,7 @@ from nestrt.level.policy import Policy
 from nestrt.level.rules import origins, problems
 from nestrt.level.toml import FILE_LIMIT, find_mistakes, load_policy
 from nestrt.level.units import ID_LIMIT, digits, format_quota, format_size
-from nestrt.probe.policies import ETC, load, rules_of
+from nestrt.probe.policies import ETC, load, rules_of, seen_outside
 
 
 def read_policy(path: str) -> str:
@@ -113,7 +113,8 @@ def _check(files: list[str]) -> int:
         found += mistakes
         if not mistakes:
             policy = load_policy(text, path)
-            print(f"{path}: ok (levels to {policy.max_level}, view {policy.mount}, namespace {policy.user_namespace})")
+            text = f"levels to {policy.max_level}, view {policy.mount}, namespace {policy.user_namespace}"
+            print(plain(f"{path}: ok ({text})"))
     for mistake in found[:-1]:
         print(f"nestrt: {mistake}", file=sys.stderr)
     if found:
@@ -151,7 +152,7 @@ def _limit_text(limits: Limits, name: str) -> str:
 
 def _explain(options: argparse.Namespace) -> int:
     annotations = _pairs(options.annotation)
-    users = tuple(_uid(text) for text in options.user) or (os.getuid(),)
+    users = tuple(_uid(text) for text in options.user) or seen_outside((os.getuid(),))
     bundle = Bundle(options.cgroup, options.bundle, users)
     bindings = load(options.directory)
     decision = decide(annotations, bindings, bundle)

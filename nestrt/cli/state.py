@@ -18,7 +18,7 @@ def main(flags: Globals, argv: list[str]) -> int:
     if found is None:
         return 0
     container = containers.load(flags.root, one_id("state", found[2]))
-    sys.stdout.write(pretty(document(container)) + "\n")
+    sys.stdout.write(pretty(document(container), "  ") + "\n")
     return 0
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Numbers = tuple[int | None, int | None]
 
 FIELD = "linux.resources.devices"
+TUN = DeviceRule("c", 10, 200, "rwm")
 _REMEDY = "write type a, b or c, major and minor as numbers or not at all, and access of r, w and m"
 # Nodes that every guest gets. A document that makes one of these paths itself says what it may do with it, as in runc.
 _PATHS = {
@@ -43,12 +44,13 @@ def with_defaults(rules: Iterable[OrderedRule], nodes: Iterable[Device] = ()) ->
     """*rules*, then leave for what every guest may use: runc and crun append the same to every document.
 
     *nodes* are linux.devices; as in runc they get no rule of their own. Unlike
-    runc's the usual ones have no /dev/net/tun.
+    runc's the usual ones have no /dev/net/tun. As in runc's the console that a
+    guest has is a pseudo-terminal, and 5:1 would be the host's.
     """
     from nestrt.oci.resources import DeviceRule as OrderedRule
 
-    own = {_PATHS.get(node.path) for node in nodes}
-    usual = (rule for rule in DEFAULT_RULES if (rule.major, rule.minor) not in own)
+    left_out = {(5, 1), *(_PATHS.get(node.path) for node in nodes)}
+    usual = (rule for rule in (*DEFAULT_RULES, TUN) if (rule.major, rule.minor) not in left_out)
     return (*rules, *(OrderedRule(True, rule.type, rule.major, rule.minor, rule.access) for rule in usual))
 
 

@@ -168,6 +168,11 @@ def attributes_of(tree: int) -> int:
     return flags & 0xF | (MOUNT_ATTR_NOSYMFOLLOW if flags & 0x2000 else 0)
 
 
+def cleared(clear: int, attr_set: int) -> int:
+    """*clear* without what is set; access times are one value, and cleared as a whole (mount_setattr(2))."""
+    return clear & ~(attr_set & ~MOUNT_ATTR__ATIME)
+
+
 def open_in_root(root: int, path: str, flags: int, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
     """openat2(2) that cannot leave the directory *root*: symlinks resolve inside it.
 

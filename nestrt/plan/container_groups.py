@@ -23,13 +23,16 @@ def device_steps(rules: tuple[DeviceRule, ...], facts: Facts, h: Hierarchy, grou
     if facts.in_userns or on_v1 != (h.version == 1) or (on_v1 and "devices" not in h.controllers):
         return []
     if on_v1:
-        return [SetFile(h, group, setting.file, setting.value) for setting in oci_devices.v1_settings(rules)]
+        return [
+            SetFile(h, group, setting.file, setting.value, setting.optional, setting.field)
+            for setting in oci_devices.v1_settings(rules)
+        ]
     return [AttachDeviceProgram(h, group, tuple(map(oci_devices.text, rules)), oci_devices.program(rules))]
 
 
 def _resources(bundle: Bundle, facts: Facts, h: Hierarchy) -> list[Step]:
     steps: list[Step] = [
-        SetFile(h, bundle.cgroup, setting.file, setting.value, setting.optional, setting.field)
+        SetFile(h, bundle.cgroup, setting.file, setting.value, setting.optional, setting.field, setting.unless)
         for setting in resource_settings(bundle.spec.resources, h.controllers, h.version)
     ]
     return steps + device_steps(bundle.rules, facts, h, bundle.cgroup)

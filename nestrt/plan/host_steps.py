@@ -47,7 +47,8 @@ class MakeGroup(Step):
 class SetFile(Step):
     """Write *value* to a file of a group; with *optional*, a file that is not there is passed over.
 
-    *field* is where a document asks for it ("linux.resources.memory.limit"), for errors.
+    *field* is where a document asks for it ("linux.resources.memory.limit"), for errors; *unless*: where the
+    group has that file, leave this.
     """
 
     hierarchy: Hierarchy
@@ -56,6 +57,7 @@ class SetFile(Step):
     value: str
     optional: bool = False
     field: str = ""
+    unless: str = ""
 
     def describe(self) -> str:
         return f"write {self.value!r} to {self.hierarchy.path(self.group, self.file)}"

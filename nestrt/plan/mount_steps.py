@@ -54,7 +54,7 @@ class OpenSource(Step):
     optional: bool = False
 
     def describe(self) -> str:
-        return f"open {self.path} for {self.name}"
+        return f"open {self.path} to bind it at {self.key[1]}"
 
 
 @record
@@ -69,7 +69,7 @@ class MapSource(Step):
     gids: Ranges = ()
 
     def describe(self) -> str:
-        return f"id-map the mount of {self.path} for {self.name}"
+        return f"id-map the mount of {self.path}"
 
 
 @record
@@ -85,7 +85,7 @@ class OpenNode(Step):
     optional: bool = False
 
     def describe(self) -> str:
-        return f"open the device {self.path} for {self.name}"
+        return f"open the device {self.path}"
 
 
 @record

@@ -70,9 +70,9 @@ def annotated(annotations: tuple[tuple[str, str], ...]) -> list[Property]:
             if signature not in RANGES and signature != "d":
                 raise _refused(key, text, "not a number")
             assert isinstance(value, (int, float))
-            name, signature, value = f"{stem}USec", "t", int(value * 1_000_000)
-            if not 0 <= value < 2**64:
+            if not 0 <= value * 1_000_000 < 2**64:
                 raise _refused(key, text, "out of range")
+            name, signature, value = f"{stem}USec", "t", int(value * 1_000_000)
         found.append(Property(name, signature, value))
     return found
 

@@ -56,7 +56,23 @@ def policy_of(
         raise _unreadable(directory, error) from None
     from nestrt.level.binding import Bundle, resolve  # only for those that may have a policy
 
-    return resolve(given, load(directory, cache), bundle or Bundle())
+    bindings = load(directory, cache)
+    bundle = bundle or Bundle()
+    if any(rule.match.user for rule in bindings.rules):
+        bundle = Bundle(bundle.cgroup, bundle.bundle, seen_outside(bundle.users))
+    return resolve(given, bindings, bundle)
+
+
+def seen_outside(users: tuple[int, ...]) -> tuple[int, ...]:
+    """*users* as this user namespace counts them, and as the one around it does: user_namespaces(7), uid_map.
+
+    An ordinary user's podman runs its runtime as root of a namespace of that user's own.
+    """
+    from nestrt.kernel.namespaces import read_id_map
+
+    ranges = read_id_map("uid_map")
+    outside = tuple(begin + user - low for user in users for low, begin, n in ranges if low <= user < low + n)
+    return users + tuple(user for user in outside if user not in users)
 
 
 def load(directory: str = ETC, cache: str = "") -> Bindings:

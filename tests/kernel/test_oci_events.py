@@ -92,15 +92,16 @@ def child(guest: ByHand) -> Iterator[Child]:
 
 
 def stopped(pid: int) -> bool:
-    """Whether the process makes no more progress: its switches stand still. A frozen one looks asleep."""
+    """Whether the process makes no more progress: no switches, no time on a CPU. A frozen one looks asleep."""
 
-    def switches() -> list[str]:
+    def progress() -> list[str]:
         rows = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return [row for row in rows if "ctxt_switches" in row]
+        times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return [row for row in rows if "ctxt_switches" in row] + times
 
-    before = switches()
+    before = progress()
     time.sleep(0.1 * SLOW**0.5)
-    return switches() == before
+    return progress() == before
 
 
 # ps
@@ -253,14 +254,20 @@ class Stream:
 
 
 def test_stats_once(guest: ByHand, child: Child) -> None:
-    event = json.loads(ok(guest, "events", "--stats", guest.id))
+    busy = Child(guest, "sh", "-c", "while :; do :; done", name="busy")
+    try:
+        time.sleep(0.1 * SLOW**0.5)
+        event = json.loads(ok(guest, "events", "--stats", guest.id))
+    finally:
+        busy.end()
     assert (event["type"], event["id"]) == ("stats", guest.id)
     data = event["data"]
     keys = "cpu cpuset memory pids blkio hugetlb intel_rdt network_interfaces"
     assert list(data) == keys.split()
-    # 2 processes in 2 groups: what is counted is counted at the limit group.
-    assert data["pids"]["current"] == 2
-    assert data["cpu"]["usage"]["total"] > 0
+    # 3 processes in 3 groups: what is counted is counted at the limit group.
+    assert data["pids"]["current"] == 3
+    assert data["cpu"]["usage"]["total"] > 10_000_000
+    assert data["cpu"]["usage"]["user"] > 0
     assert data["memory"]["usage"]["usage"] > 0
     assert data["memory"]["raw"]
 

@@ -203,10 +203,10 @@ def test_fewer_cpus_for_a_guest_that_has_divided_them(request: pytest.FixtureReq
     web = root + "/web"
     if not one.virtualized and not has_v1("cpuset"):
         pytest.skip("v2: a group with processes has no children with controllers")
-    make_group(web)
     deep = web + "/deep"
-    make_group(deep)
     for group in (web, deep):
+        make_group(group, "cpuset")
+    for group in (deep, web):
         write("cpuset", group, "cpuset.cpus", "cpuset.cpus", str(second))
     ok(one, "--cpuset-cpus", str(first))
     for group in (one.cgroup, root, web, deep):
@@ -287,28 +287,17 @@ EVERYTHING_DENIED = {"allow": False, "access": "rwm"}
 
 def test_device_rules_of_a_live_guest(guest: ByHand) -> None:
     """/dev/kmsg is taken from the whole guest, its child group too, and given again; /dev/null stays."""
-    root = guest.cgroup + "/guest"
     first = guest.cgroup + "/guest/init"
     if has_v1("devices"):
-        directory = tree("devices").group(guest.cgroup)
-        # As a runtime does at create, before there are groups below: here they are there already, and follow.
-        for group in (first, root, guest.cgroup):
-            path = tree("devices").group(group)
-            if group == guest.cgroup:
-                break
-            (path / "cgroup.procs").exists()
-        assert directory.exists()
-        with_rules = deny_all_first(guest)
-    else:
-        with_rules = guest
+        deny_all_first(guest)
     document = [EVERYTHING_DENIED, rule("rwm", *KMSG)]
-    ok(with_rules, "-r", "-", given=json.dumps({"devices": document}))
+    ok(guest, "-r", "-", given=json.dumps({"devices": document}))
     assert may(first, "/dev/null", os.O_RDWR)
     assert may(first, "/dev/kmsg")
-    ok(with_rules, "-r", "-", given=json.dumps({"devices": [EVERYTHING_DENIED]}))
+    ok(guest, "-r", "-", given=json.dumps({"devices": [EVERYTHING_DENIED]}))
     assert not may(first, "/dev/kmsg")
     assert may(first, "/dev/null", os.O_RDWR)
-    ok(with_rules, "-r", "-", given=json.dumps({"devices": document}))
+    ok(guest, "-r", "-", given=json.dumps({"devices": document}))
     assert may(first, "/dev/kmsg")
     if not has_v1("devices"):
         tree_v2 = v2_hierarchy()
@@ -316,7 +305,7 @@ def test_device_rules_of_a_live_guest(guest: ByHand) -> None:
         assert len(bpf.query(str(tree_v2.group(guest.cgroup)))) == 1, "one program in the place of another"
 
 
-def deny_all_first(guest: ByHand) -> ByHand:
+def deny_all_first(guest: ByHand) -> None:
     """Give the devices groups of *guest* an allow-list, as create does before it makes the groups below."""
     hierarchy = tree("devices")
     groups = [guest.cgroup + suffix for suffix in ("", "/guest", "/guest/init")]
@@ -330,7 +319,6 @@ def deny_all_first(guest: ByHand) -> ByHand:
             (hierarchy.group(group) / "devices.deny").write_text("a")
             (hierarchy.group(group) / "devices.allow").write_text("c 1:3 rwm")
     (hierarchy.group(groups[-1]) / "cgroup.procs").write_text(str(guest.pid))
-    return guest
 
 
 def test_device_rules_of_a_plain_container(plain: ByHand) -> None:

@@ -275,7 +275,7 @@ def open_etc() -> Iterator[Path]:
     subprocess.run(["chmod", "-R", "a+rX", str(directory)], check=True)
     etc = directory / "etc"
     etc.mkdir(mode=0o755)
-    (etc / "bindings.toml").write_text("[[rule]]\npolicy = 'strict'\n")
+    (etc / "bindings.toml").write_text("[[rule]]\nmatch = { user = 12345 }\npolicy = 'strict'\n")
     (etc / "bindings.toml").chmod(0o644)
     try:
         yield directory
@@ -288,7 +288,8 @@ def as_user(directory: Path, namespace: bool) -> subprocess.CompletedProcess[str
     code = (
         f"import sys; sys.path.insert(0, {str(directory)!r})\n"
         "from nestrt.errors import NestrtError\nfrom nestrt.probe.policies import policy_of\n"
-        f"try: print(policy_of([], None, {str(directory / 'etc')!r}).source)\n"
+        "from nestrt.level.binding import Bundle\nimport os\nbundle = Bundle('', '', (os.getuid(),))\n"
+        f"try: print(policy_of([], bundle, {str(directory / 'etc')!r}).source)\n"
         "except NestrtError as error: print(error)\n"
     )
     argv = [*(["unshare", "--user", "--map-root-user"] if namespace else []), "/usr/bin/python3", "-IS", "-c", code]
@@ -297,7 +298,7 @@ def as_user(directory: Path, namespace: bool) -> subprocess.CompletedProcess[str
 
 @pytest.mark.parametrize("namespace", [False, True])
 def test_an_ordinary_user_is_bound_too(open_etc: Path, namespace: bool) -> None:
-    """In a namespace that does not map the host's root, root's files seem to be nobody's: as / does."""
+    """As root of a namespace that does not map the host's root, too: root's files seem nobody's there, as / does."""
     done = as_user(open_etc, namespace)
     require("userns", done.stderr if namespace and "unshare" in done.stderr else None)
     assert (done.stdout, done.stderr) == ("strict\n", "")

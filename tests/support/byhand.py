@@ -55,9 +55,12 @@ def start_time(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
-def make_group(group: str) -> None:
-    """Make *group* in every hierarchy as a runtime does: v1 cpusets filled, v2 controllers enabled above it."""
+def make_group(group: str, controller: str = "") -> None:
+    """Make *group* as a runtime does, in every hierarchy or in that of *controller*: v1 cpusets filled, v2 controllers
+    enabled above it."""
     for hierarchy in hierarchies():
+        if controller and controller not in hierarchy.controllers:
+            continue
         directory = hierarchy.group(group)
         if hierarchy.version == 2:
             enable = " ".join(f"+{name}" for name in (directory.parent / "cgroup.controllers").read_text().split())

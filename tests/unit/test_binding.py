@@ -296,6 +296,15 @@ def test_rules_that_cannot_hold_are_the_hosts_mistake() -> None:
         assert resolve([], bindings, Bundle(bundle=f"{TASK}/moby/x")) is None
 
 
+def test_another_policy_does_not_shake_off_the_hosts_limits() -> None:
+    web, bound = Policy(limits=Limits(memory=64, pids=9)), Policy(limits=Limits(cpu_quota=5000))
+    own = Policy(limits=Limits(memory=128, pids=5, swap=1))
+    bindings = Bindings((Rule(policy="web", bound="bound"),), {"web": web, "bound": bound, "own": own})
+    policy = resolve([("nestrt.policy", "own")], bindings, Bundle())
+    assert policy is not None
+    assert policy.limits == Limits(memory=64, pids=5, swap=1, cpu_quota=5000)
+
+
 def test_refused_annotations() -> None:
     bindings = Bindings((Rule(policy="default", annotations=False),))
     assert resolve([("other", "x")], bindings, Bundle()) == Policy()

@@ -1,6 +1,6 @@
 """The rooms' import rules, read from the source, and the start-up contract, in a fresh interpreter.
 
-    errors, record  <-  level, controllers  <-  plan  <-  act
+    errors, record  <-  oci, level  <-  controllers  <-  plan  <-  act
                                       kernel <- probe,   act  <-  host, guest, net, cli
 """
 
@@ -30,20 +30,21 @@ GUEST_PYTHON = (3, 9)
 # At nestrt/ itself: what every room may use.
 COMMON = {"errors", "record", "jsontext"}
 ROOMS: dict[str, set[str]] = {
-    "level": set(),
-    "controllers": {"level"},
-    "plan": {"level", "controllers"},
-    "kernel": set(),
-    "probe": {"kernel", "plan", "level", "controllers"},
-    "act": {"plan", "kernel"},
+    "oci": set(),
+    "level": {"oci"},
+    "controllers": {"level", "oci"},
+    "plan": {"level", "controllers", "oci"},
+    "kernel": {"oci"},
+    "probe": {"kernel", "plan", "level", "controllers", "oci"},
+    "act": {"plan", "kernel", "oci"},
     "net": {"plan", "kernel", "level"},
     "host": {"plan", "kernel", "probe", "controllers", "level"},
     "guest": set(),
-    "cli": {"act", "plan", "kernel", "probe", "controllers", "level", "net", "host", "guest"},
+    "cli": {"act", "plan", "kernel", "probe", "controllers", "level", "net", "host", "guest", "oci"},
 }
 # What starts a command, top down.
 TOP = {"nestrt.start": {"__main__"}, "nestrt.__main__": {"cli", "kernel", "errors"}}
-PURE = ("level", "controllers", "plan")
+PURE = ("oci", "level", "controllers", "plan")
 OPENING = {
     "open", "os.open", "os.fdopen", "os.listdir", "os.scandir", "os.walk", "os.stat", "os.lstat", "os.readlink",
     "os.access", "os.read", "os.write", "os.getxattr", "os.listxattr", "os.path.exists", "os.path.isfile",
@@ -55,8 +56,8 @@ SLOW = {
     "json", "re", "enum", "contextlib", "collections", "functools", "inspect", "socket", "tempfile", "shutil",
 }  # fmt: skip
 # What an engine or a user runs per container; a module of cli/ not named here is for the admin.
-HOT_ROOMS = ("kernel", "probe", "act", "plan", "controllers", "level")
-HOT_COMMANDS = ("launch", "delete")
+HOT_ROOMS = ("kernel", "probe", "act", "plan", "controllers", "level", "oci")
+HOT_COMMANDS = ("launch", "create", "start", "run", "state", "kill", "delete", "exec", "ps")
 # A policy file is read only where one is given.
 ON_DEMAND = {"nestrt.level.toml"}
 

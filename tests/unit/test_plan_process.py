@@ -97,7 +97,7 @@ def test_every_attribute_has_its_step() -> None:
 
 
 def test_affinity_is_for_exec_and_others_get_every_cpu() -> None:
-    """create: all CPUs.  exec: initial before the groups, final after them; initial alone: as the kernel has it then."""
+    """create: all CPUs.  exec: initial before the groups, final after them; initial alone: as the kernel has it."""
     both = Process(args=SH, oom_score_adj=1, affinity=Affinity("1", "0,2-3"))
     initial, final = "process.execCPUAffinity.initial", "process.execCPUAffinity.final"
     assert plan.before_groups(both, joins=False) == [do.SetOomScore(1)]

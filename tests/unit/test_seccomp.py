@@ -142,14 +142,13 @@ def test_new_calls_of_other_machines() -> None:
     assert libseccomp.new_calls_fail({}) == b""
 
 
-def test_an_engines_profile(tmp_path: Path) -> None:
+def test_an_engines_profile() -> None:
     """More than 32 names make a binary tree; each is still decided as said."""
-    names = Path("/usr/include/asm/unistd_64.h")
     known = "read write close fstat mmap mprotect munmap brk ioctl access pipe select dup nanosleep getpid socket"
     known += " connect accept bind listen clone fork vfork execve exit wait4 kill uname fcntl flock fsync truncate"
     known += " getcwd chdir rename mkdir rmdir creat link unlink"
     made = code(entry(known), entry("setns", "SCMP_ACT_ERRNO", 99))
-    assert {run(made, number) for number in (READ, WRITE, SOCKET, MKDIR, CLONE)} == {ALLOW}, names
+    assert {run(made, number) for number in (READ, WRITE, SOCKET, MKDIR, CLONE)} == {ALLOW}
     assert run(made, SETNS) == errno_of(99)
     assert run(made, PERSONALITY) == errno_of(errno.EPERM)
 

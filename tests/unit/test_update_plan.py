@@ -1,0 +1,159 @@
+"""The order of an update's writes, against a kernel's rules in a few lines: v1 refuses a child more than its parent.
+
+::
+
+    /L             limit group
+     └ guest       guest root
+        ├ init
+        └ web
+           └ deep
+"""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nestrt import jsontext
+from nestrt.act.update import former
+from nestrt.cli.update import from_flags, size
+from nestrt.controllers import oci_devices
+from nestrt.level.limits import from_mark
+from nestrt.oci.document import load_resources
+from nestrt.oci.resources import Cpu, DeviceRule, Memory, Resources
+from nestrt.plan.update import as_json, cpuset_moves, marked, quota_moves, ratio
+from nestrt.plan.update_devices import v1_changes
+
+PATHS = ("/L", "/L/guest", "/L/guest/init", "/L/guest/web", "/L/guest/web/deep")
+CPUS = st.frozensets(st.integers(0, 5), min_size=1)
+NONE: frozenset[int] = frozenset()
+
+
+def parent(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+@st.composite
+def cpusets(draw: st.DrawFn) -> dict[str, frozenset[int]]:
+    """A tree as v1 lets it be: each a part of its parent's, or empty, and below an empty one all are."""
+    found: dict[str, frozenset[int]] = {}
+    for path in PATHS:
+        above = found.get(parent(path))
+        if path in PATHS[:2] or above is None:
+            found[path] = draw(CPUS) if above is None else above
+        else:
+            found[path] = frozenset(draw(st.sets(st.sampled_from(sorted(above))))) if above else above
+    return found
+
+
+@given(cpusets(), CPUS)
+def test_cpusets_stay_within_their_parents_at_every_write(tree: dict[str, frozenset[int]], target: frozenset[int]) -> None:
+    before = dict(tree)
+    for path, wanted in cpuset_moves(list(tree.items()), target, "/L/guest"):
+        assert wanted or not before[path], "a group with processes takes no empty set"
+        tree[path] = wanted
+        for child in PATHS[1:]:
+            assert tree[child] <= tree[parent(child)], (path, child, tree)
+        assert wanted <= before[path] | target
+    assert tree["/L"] == tree["/L/guest"] == target
+    for path in PATHS[2:]:
+        assert bool(tree[path]) == bool(before[path])
+        if before[path] and before[path] == before[parent(path)]:
+            assert tree[path] == tree[parent(path)], "all of its parent's before, and after"
+        elif before[path] & tree[parent(path)]:
+            assert tree[path] == before[path] & tree[parent(path)], "what is left of its own"
+
+
+def test_cpusets_are_never_wider_than_old_and_new_where_they_meet() -> None:
+    tree = {"/L": frozenset({0, 1}), "/L/guest": frozenset({0, 1})}
+    assert cpuset_moves(list(tree.items()), frozenset({1, 2})) == [
+        ("/L/guest", frozenset({1})),
+        ("/L", frozenset({1})),
+        ("/L", frozenset({1, 2})),
+        ("/L/guest", frozenset({1, 2})),
+    ]
+    assert cpuset_moves([("/L", frozenset({0}))], frozenset({0})) == []
+
+
+QUOTAS = st.tuples(st.sampled_from([-1, 1000, 5000, 20_000, 50_000, 100_000, 400_000]), st.sampled_from([1000, 100_000]))
+
+
+@given(st.tuples(QUOTAS, QUOTAS, QUOTAS, QUOTAS), QUOTAS)
+def test_quotas_stay_within_their_parents(drawn: tuple[tuple[int, int], ...], target: tuple[int, int]) -> None:
+    def holds(tree: dict[str, tuple[int, int]]) -> bool:
+        """tg_cfs_schedulable_down(): a quota within that of the nearest group above that has one."""
+        above: dict[str, int] = {"": ratio(-1, 1)}
+        for path, pair in tree.items():
+            share, most = ratio(*pair), above[parent(path)]
+            if pair[0] >= 0 and share > most:
+                return False
+            above[path] = min(share, most)
+        return True
+
+    tree = dict(zip(("/L", "/L/guest", "/L/guest/web", "/L/guest/web/deep"), drawn, strict=True))
+    if not holds(tree):
+        return
+    groups = [(path, *pair) for path, pair in tree.items()]
+    for path, quota, period in quota_moves(groups, *target, "/L/guest"):
+        tree[path] = (quota, period)
+        assert holds(tree), (path, quota, period, tree)
+        assert quota == -1 or quota >= 1000
+    assert tree["/L"] == tree["/L/guest"] == target
+
+
+def test_what_is_kept_reads_back() -> None:
+    text = """{"devices": [{"allow": false, "access": "rwm"}, {"allow": true, "type": "c", "major": 1, "access": "r"}],
+        "memory": {"limit": 5, "swap": -1, "swappiness": 0, "disableOOMKiller": true, "checkBeforeUpdate": false},
+        "cpu": {"shares": 7, "quota": -1, "period": 100000, "burst": 0, "cpus": "0-1", "idle": 0},
+        "pids": {"limit": -1}, "blockIO": {"weight": 100, "weightDevice": [{"major": 8, "minor": 0, "weight": 20}],
+        "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 600}]},
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 9}], "unified": {"memory.high": "max"},
+        "rdma": {"mlx5_1": {"hcaHandles": 3}}, "network": {"classID": 9, "priorities": [{"name": "lo", "priority": 1}]}}"""
+    resources = load_resources(text, "test")
+    assert load_resources(jsontext.dumps(as_json(resources)), "test") == resources
+    assert as_json(Resources()) == {}
+
+
+def test_marks_have_what_marks_take() -> None:
+    resources = Resources(
+        memory=Memory(limit=64 << 20, swap=96 << 20), cpu=Cpu(quota=50_000, period=200_000, cpus="1,0", shares=1024), pids=9
+    )
+    found = marked(resources)
+    assert found == {
+        "memory": 64 << 20, "swap": 32 << 20, "cpu_quota": 25_000, "cpu_weight": 100, "pids": 9, "cpus": "0-1",
+    }  # fmt: skip
+    assert from_mark(found).cpu_quota == 25_000
+
+
+def test_the_way_back() -> None:
+    assert former("100", "200") == "100"
+    assert former("max 100000", "5000 100000") == "max 100000"
+    assert former("8:0 rbps=1 wbps=max riops=max wiops=max\n8:16 rbps=9", "8:16 rbps=1") == "8:16 rbps=9"
+    assert former("", "8:0 rbps=5 wiops=6") == "8:0 rbps=max wiops=max"
+    assert former("", "8:0 4096") == "8:0 0"
+    assert former("oom_kill_disable 0\nunder_oom 0\noom_kill 3", "1") == "0"
+    assert former("default 100\n8:0 200", "50") == "100"
+    assert former("lo 0\neth0 5", "eth0 7") == "eth0 5"
+    assert former("", "0-1") == "\n", "a v2 cpuset that said nothing"
+
+
+def test_sizes_as_runc_takes_them() -> None:
+    texts = ("512M", "512m", "512MB", "512MiB", "1.5g", "4096", "64 kb", "-1", "1b")
+    assert [size("memory", text) for text in texts] == [
+        512 << 20, 512 << 20, 512 << 20, 512 << 20, 3 << 29, 4096, 65536, -1, 1,
+    ]  # fmt: skip
+    assert from_flags({"memory": ""}) == Resources()
+
+
+ALLOW, DENY = True, False
+
+
+def test_v1_device_lines() -> None:
+    rules = oci_devices.with_defaults((DeviceRule(DENY), DeviceRule(ALLOW, "c", 1, 11, "r")))
+    usual = oci_devices.with_defaults((DeviceRule(DENY),))
+    lines = [f"{rule.type} {rule.major}:{'*' if rule.minor is None else rule.minor} {rule.access}" for rule in usual if rule.allow]
+    text = "\n".join(line.replace("None", "*") for line in lines)
+    assert v1_changes(text, rules) == (["c 1:11 r"], [])
+    assert v1_changes(text + "\nc 1:11 rwm", rules) == ([], ["c 1:11 wm"])
+    assert v1_changes(text + "\nb 8:0 rwm", usual) == ([], ["b 8:0 rwm"])
+    assert v1_changes("a *:* rwm", (DeviceRule(ALLOW),)) == ([], [])
