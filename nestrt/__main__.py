@@ -18,7 +18,7 @@ COMMANDS = {
     "ls": "the guests of this level and below",
     "show": "one guest in full",
     "guest": "inside a guest: see and divide what it has",
-    "policy": "check a CONTAINER_LEVEL policy file",
+    "policy": "check policies and bindings, explain what a bundle gets",
 }
 # The OCI command line, as runc has it: global flags may stand before the verb.
 VERBS = {

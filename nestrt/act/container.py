@@ -11,7 +11,7 @@ from nestrt.act.containers import Container, write_file
 from nestrt.act.join import clone_into, open_all
 from nestrt.act.launch import Launcher
 from nestrt.act.process import Guest
-from nestrt.act.protocol import Channel, Gone, pair
+from nestrt.act.protocol import Channel, Gone, pair, program_error
 from nestrt.act.started import START, connect
 from nestrt.errors import NotFound
 from nestrt.kernel import namespaces, pidfd, prctl, terminal
@@ -47,10 +47,10 @@ class Creator(Launcher):
         self.bundle = bundle
         self.container = container
         self.pid_file = pid_file
+        self.warn: Callable[[str], object] | None = None
         self.joined: dict[str, int] = {}
         self.listener = -1
         self.filter: Filter | None = None
-        self.board = -1
         self.agent: _socket.socket | None = None
 
     def state_document(self) -> dict[str, object]:
@@ -70,6 +70,14 @@ class Creator(Launcher):
 
     def owns_name(self) -> bool:
         return True
+
+    def await_program(self) -> None:
+        """As every launcher; what stopped the program behind its seccomp filter stands on the board."""
+        super().await_program()
+        failed = seccomp.failed(self.board) if self.board >= 0 else None
+        if failed is not None:
+            self.wait()
+            raise program_error(failed[0], failed[1])
 
 
 def of_stage(bundle: Bundle, stage: str) -> tuple[Hook, ...]:
@@ -123,6 +131,7 @@ def _clone_into(launcher: Creator, step: do.CloneInto) -> None:
         )
         guest.main(launcher.plan, held, launcher.first, launcher.observe)
     os.close(theirs.sock.detach())
+    launcher.release_parents()
     if launcher.listener >= 0:
         os.close(launcher.listener)
 
@@ -133,7 +142,8 @@ def _join(held: Guest, step: do.JoinNamespace) -> None:
 
 def _run_hooks(launcher: Creator, step: do.RunHooks) -> None:
     for stage in step.stages:
-        hooks.run(of_stage(launcher.bundle, stage), launcher.state(step.status), stage)
+        warn = launcher.warn if stage == "poststart" else None
+        hooks.run(of_stage(launcher.bundle, stage), launcher.state(step.status), stage, warn=warn)
 
 
 def _run_own_hooks(held: Guest, step: do.RunOwnHooks) -> None:
@@ -156,6 +166,8 @@ def _listen(launcher: Creator, step: do.ListenForStart) -> None:
 
 def _save_state(launcher: Creator, step: do.SaveState) -> None:
     launcher.container.document.update(pid=launcher.pid, start=pidfd.start_time(launcher.pid) or 0)
+    if launcher.board >= 0:
+        launcher.container.document["board"] = launcher.board
     launcher.container.save()
     if launcher.pid_file:
         write_file(launcher.pid_file, str(launcher.pid), 0o644)

@@ -48,6 +48,8 @@ def destroy(container: Container, hierarchies: tuple[Hierarchy, ...], warn: Call
     """
     kill_first(container)
     remove.remove_tree(container.cgroup, hierarchies)
+    if made := container.document.get("parents"):
+        remove.remove_parent(hierarchies, tuple(made))
     if container.unit:
         from nestrt.act import scope
 

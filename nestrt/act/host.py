@@ -54,6 +54,12 @@ def _reserve(launcher: Launcher, step: do.Reserve) -> None:
     finally:
         os.close(at)
     launcher.lock = fd
+    hold_parents(launcher)
+
+
+def hold_parents(launcher: Launcher) -> None:
+    """Keep what guests share from being removed while this one's groups are made."""
+    os.makedirs(os.path.dirname(PARENT_LOCK), mode=0o755, exist_ok=True)
     launcher.parent_lock = os.open(PARENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(launcher.parent_lock, fcntl.LOCK_SH)
 
@@ -182,8 +188,7 @@ def _clone(launcher: Launcher, step: do.Clone) -> None:
     if launcher.pid == 0:
         become_first(launcher, theirs)
     os.close(theirs.sock.detach())
-    os.close(launcher.parent_lock)
-    launcher.parent_lock = -1
+    launcher.release_parents()
 
 
 def become_first(launcher: Launcher, channel: Channel) -> NoReturn:

@@ -55,6 +55,7 @@ class Launcher:
         self.tree = -1
         self.binds: dict[tuple[str, str], int] = {}
         self.log = -1
+        self.board = -1
         self.channel: Channel
 
     @property
@@ -76,22 +77,25 @@ class Launcher:
         """Wait until the first process is the guest's program; raises what it told instead."""
         last = self.plan.guest[-1]
         try:
-            self.channel.expect_program(last.command[0] if isinstance(last, Execute) else self.plan.name)
+            self.channel.expect_program(last.command[0] if isinstance(last, Execute) else self.plan.name, self.board)
         except NestrtError:
             self.wait()
             raise
 
     def abandon(self) -> None:
         """End the first process, if it is there: its guest is not to be. Let go of the shared group."""
-        if self.parent_lock >= 0:
-            os.close(self.parent_lock)
-            self.parent_lock = -1
+        self.release_parents()
         if self.pid:
             pidfd.send_signal(self.pidfd, 9)
             try:
                 self.wait()
             except ChildProcessError:
                 pass  # reaped already, on the way here
+
+    def release_parents(self) -> None:
+        if self.parent_lock >= 0:
+            os.close(self.parent_lock)
+            self.parent_lock = -1
 
     def owns_name(self) -> bool:
         """Whether the name is still this launch's: a forced delete may have given it to another."""

@@ -144,7 +144,7 @@ def find_program(name: str, path: str) -> str:
         reason, status = lowered(error.errno or 0), 126 if error.errno == errno.EACCES else 127
         raise _not_run(name, f"stat {name}: {reason}", "name a program of the guest", status) from error
     if stat.S_ISDIR(mode):
-        raise _not_run(name, "is a directory", "name a program in it", 126)
+        raise _not_run(name, "permission denied", "it is a directory: name a program in it", 126)
     if not os.access(name, os.X_OK):
         raise _not_run(name, "permission denied", "make it executable (chmod +x), or name another program", 126)
     return name
@@ -264,7 +264,8 @@ def become_user(guest: Guest, step: process_do.BecomeUser) -> None:
     ambient = _numbers(step.ambient, permitted & inheritable)
     effective = _numbers(step.effective, have.permitted)
     sets = (effective, permitted, inheritable, ambient)
-    _sets[:] = sets[:3]
+    # The trampoline's execve(2) leaves other users than root nothing but the ambient ones to ask for again.
+    _sets[:] = sets[:3] if step.uid == 0 else (ambient, ambient, inheritable)
     if guest.filter is not None and not prctl.no_new_privs():
         sets = seccomp.with_loading_right(*sets)
     try:

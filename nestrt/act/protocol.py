@@ -14,8 +14,10 @@ import errno
 import os
 
 from nestrt import jsontext
-from nestrt.errors import NestrtError, ProgramError
+from nestrt.errors import KernelError, NestrtError, ProgramError
 from nestrt.kernel import terminal
+from nestrt.kernel.seccomp import read_board
+from nestrt.kernel.trampoline import EXECUTE, failure
 
 ERROR = "error "
 TERMINAL = "terminal"
@@ -69,14 +71,21 @@ class Channel:
             words += chunk
         return words
 
-    def expect_program(self, program: str) -> None:
-        """Wait until the other end has become *program*, and close; raises the NestrtError that it told instead."""
+    def expect_program(self, program: str, board: int = -1) -> None:
+        """Wait until the other end has become *program*, and close; raises the NestrtError that it told instead.
+
+        *board* is where a process that a filter keeps from writing leaves what failed (kernel/seccomp.py).
+        """
         words = self.last_words()
         os.close(self.sock.detach())
         if words.startswith(ERROR.encode()):
             raise received(jsontext.loads(words[len(ERROR) :].decode()))
-        if words:
-            raise program_error(program, int.from_bytes(words[:4], "little"))
+        failed = failure(int.from_bytes(words[:4], "little"))
+        if failed is None and board >= 0:
+            failed = failure(read_board(board)[1])
+        if failed is not None:
+            what, number = failed
+            raise program_error(program, number) if what == EXECUTE else KernelError(what, program, number)
 
     def last_error(self) -> NestrtError | None:
         """The error among all that comes until the other end closes, if there is one."""

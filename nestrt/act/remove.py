@@ -148,8 +148,8 @@ def _unreserve(name: str) -> None:
             continue
 
 
-def remove_parent(hierarchies: tuple[Hierarchy, ...]) -> None:
-    """Remove the group that all guests share, if no guest is in it and none is being made."""
+def remove_parent(hierarchies: tuple[Hierarchy, ...], groups: tuple[str, ...] = (PARENT,)) -> None:
+    """Remove *groups* that guests share, deepest first, if no guest is in them and none is being made."""
     try:
         fd = os.open(PARENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
@@ -157,10 +157,11 @@ def remove_parent(hierarchies: tuple[Hierarchy, ...]) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for hierarchy in hierarchies:
-            try:
-                os.rmdir(hierarchy.path(PARENT))
-            except OSError:
-                continue  # other guests are there
+            for group in groups:
+                try:
+                    os.rmdir(hierarchy.path(group))
+                except OSError:
+                    continue  # other guests are there
     except BlockingIOError:
         pass  # the launch that has the lock removes it, or a later one
     finally:

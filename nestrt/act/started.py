@@ -9,6 +9,13 @@ from nestrt import jsontext
 from nestrt.act.containers import Container
 from nestrt.act.protocol import Channel
 from nestrt.errors import NestrtError
+from nestrt.kernel import pidfd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nestrt.oci.model import Spec
 
 START = b"start\n"
 
@@ -30,13 +37,22 @@ def connect(path: str) -> _socket.socket:
     return sock
 
 
-def start(container: Container, warn: object = None) -> None:
-    """Start it, and wait until the first process is the program; then run its poststart hooks.
+def start(container: Container, warn: Callable[[str], object]) -> None:
+    """Start it, and wait until the first process is the program; then run its poststart hooks, of which *warn* is
+    told if one fails (runtime.md, "Lifecycle", up to version 1.2).
 
     Raises NestrtError with what the first process told, or where it has ended.
     """
     document = jsontext.loads(container.config())
     program = document["process"]["args"][0]
+    hooks = (document.get("hooks") or {}).get("poststart")
+    spec = None
+    if hooks or "board" in container.document:
+        from nestrt.oci.document import load
+
+        spec = load(container.config(), container.directory)
+    board = _board(container)
+    agent = _agent(spec)
     try:
         sock = connect(container.socket)
         sock.send(START, _socket.MSG_NOSIGNAL)
@@ -44,13 +60,51 @@ def start(container: Container, warn: object = None) -> None:
         raise NestrtError(
             "start", f"container {container.id}", "its first process has ended", f"nestrt delete {container.id}"
         ) from error
-    Channel(sock).expect_program(program)
-    os.unlink(container.socket)
-    if (document.get("hooks") or {}).get("poststart"):
-        from nestrt.act import hooks
-        from nestrt.oci.document import load
-        from nestrt.oci.state import state
+    if agent is not None and spec is not None and spec.seccomp is not None:
+        from nestrt.act import seccomp
 
-        spec = load(container.config(), container.directory)
-        found = state(container.id, "running", container.pid, container.bundle, spec.version, container.annotations)
-        hooks.run(spec.hooks.poststart, found, "poststart")
+        descriptor = pidfd.open(container.pid, container.start_time)
+        try:
+            seccomp.hand_over(
+                agent, board, container.pid, descriptor, spec.seccomp.listener_metadata, _state(container, "created")
+            )
+        except BaseException:
+            pidfd.send_signal(descriptor, 9)
+            raise
+    Channel(sock).expect_program(program, board)
+    os.unlink(container.socket)
+    if hooks and spec is not None:
+        from nestrt.act.hooks import run
+
+        run(spec.hooks.poststart, _state(container, "running"), "poststart", warn=warn)
+
+
+def _state(container: Container, status: str) -> dict[str, object]:
+    from nestrt.oci.state import state
+
+    version = container.text("ociVersion")
+    return state(container.id, status, container.pid, container.bundle, version, container.annotations)
+
+
+def _board(container: Container) -> int:
+    """The page where a filtered process leaves what failed, fetched out of the first process; -1 if there is none."""
+    number = container.document.get("board", -1)
+    if number < 0:
+        return -1
+    from nestrt.kernel.seccomp import get_fd
+
+    descriptor = pidfd.open(container.pid, container.start_time)
+    try:
+        return get_fd(descriptor, number)
+    finally:
+        os.close(descriptor)
+
+
+def _agent(spec: Spec | None) -> _socket.socket | None:
+    """The seccomp agent, connected, if the document has one. Raises NestrtError."""
+    if spec is None or spec.seccomp is None:
+        return None
+    from nestrt.act import seccomp
+    from nestrt.plan.seccomp_steps import notifies
+
+    return seccomp.connect(spec.seccomp.listener_path) if notifies(spec.seccomp) else None

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nestrt.act.containers import Container
-    from nestrt.controllers.base import Setting
     from nestrt.oci.resources import DeviceRule, Resources
     from nestrt.plan.facts import Hierarchy
+    from nestrt.plan.update import Setting
 
 ROOT = "/guest"
 FIRST = "/guest/init"

@@ -8,20 +8,23 @@ import time
 from nestrt.act import containers, destroy
 from nestrt.act.container import Creator
 from nestrt.act.containers import Container
+from nestrt.act.host import hold_parents
 from nestrt.cli.engine import Globals, hierarchies_of, lower, warn
 from nestrt.cli.options import Option
 from nestrt.controllers.oci_devices import with_defaults
-from nestrt.errors import InputError, NestrtError, NotFound
+from nestrt.controllers.table import missing
+from nestrt.errors import HostError, InputError, NestrtError, NotFound
 from nestrt.level.policy import Policy
 from nestrt.oci.document import load, require_process
 from nestrt.plan.container import Bundle, plan_container
-from nestrt.plan.facts import Facts
 from nestrt.plan.request import Request
 from nestrt.probe.bundle import cgroup_path, gather_bundle, joined_maps
 from nestrt.probe.policies import policy_of
+from nestrt.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from nestrt.plan.facts import Facts, Hierarchy
     from nestrt.plan.systemd_text import Property
 
 OPTIONS = (
@@ -70,9 +73,23 @@ def preserved(single: dict[str, str]) -> int:
             os.fstat(fd)
         except OSError as error:
             raise InputError(
-                "hand on", f"descriptor {fd}", f"please check that preserved-fd {fd} is present", "open it, or ask for fewer"
+                "hand on",
+                f"descriptor {fd}",
+                f"please check that preserved-fd {fd} is present",
+                "open it, or ask for fewer",
             ) from error
     return count
+
+
+def missing_parents(hierarchies: tuple[Hierarchy, ...], group: str) -> list[str]:
+    """Which of the groups above *group* will have to be made, deepest first: they go with the container."""
+    found = []
+    above = group.rpartition("/")[0]
+    while above:
+        if all(not os.path.isdir(h.path(above)) for h in hierarchies):
+            found.append(above)
+        above = above.rpartition("/")[0]
+    return found
 
 
 class Making:
@@ -90,8 +107,6 @@ class Making:
             warn(flags, warning)
         process = require_process(self.spec, where)
         if os.environ.get("LISTEN_FDS"):
-            from nestrt.record import replace  # socket activation
-
             env = (*process.env, f"LISTEN_FDS={os.environ['LISTEN_FDS']}", "LISTEN_PID=1")
             self.spec = replace(self.spec, process=replace(process, env=env))
         self.fds = preserved(single)
@@ -104,11 +119,9 @@ class Making:
         self.lock = -1
 
     def policy(self, cgroup: str) -> Policy | None:
-        from nestrt.level.binding import Bundle as Matched
-
         root = next((outside for inside, outside, _ in self.spec.uid_mappings if inside == 0), 0)
         users = (os.getuid(), root)
-        return policy_of(self.spec.annotations, Matched(cgroup or self.spec.cgroups_path, self.bundle_path, users))
+        return policy_of(self.spec.annotations, (cgroup or self.spec.cgroups_path, self.bundle_path, users))
 
     def plan(self) -> tuple[Bundle, Facts]:
         """What will be made, by facts that are read now. Raises NestrtError."""
@@ -137,7 +150,10 @@ class Making:
         if policy is not None:
             args = spec.process.args if spec.process else ()
             request = Request(self.id, self.rootfs, args, policy, cgroup=cgroup, net="bundle")
-        facts = gather_bundle(self.id, self.rootfs, request)
+        facts = gather_bundle(cgroup, request)
+        if cgroup and not facts.hierarchies:
+            cgroup = ""
+            self.unlimited()
         bundle = Bundle(
             self.id,
             self.bundle_path,
@@ -161,6 +177,9 @@ class Making:
     def make(self, signals: set[int]) -> Creator:
         """Carry the plan out; whatever fails, nothing stays behind. Raises NestrtError, OSError."""
         os.umask(0o022)
+        self.owner = os.getuid()
+        if os.geteuid() != 0:
+            self.become_root()
         bundle, facts = self.plan()
         now = time.time()
         plan = plan_container(bundle, facts, os.urandom(8).hex(), int(now))
@@ -173,11 +192,12 @@ class Making:
             "bundle": self.bundle_path,
             "rootfs": self.rootfs,
             "created": f"{stamp}.{int(now % 1 * 1e9):09d}Z",
-            "owner": os.getuid(),
+            "owner": self.owner,
             "boot": containers.boot_id(),
             "cgroup": bundle.cgroup,
             "driver": bundle.driver,
             "unit": bundle.unit,
+            "parents": missing_parents(facts.hierarchies, bundle.cgroup),
             "virtualized": bundle.request is not None,
             "annotations": dict(self.spec.annotations),
             "pivot": bundle.pivot,
@@ -188,6 +208,9 @@ class Making:
         try:
             containers.write_file(f"{self.container.directory}/{containers.CONFIG}", self.text)
             self.container.save()
+            if bundle.cgroup and os.geteuid() == 0:
+                hold_parents(creator)
+            creator.warn = lambda text: warn(self.flags, text)
             if self.flags.debug:
                 creator.observe = self.trace
             creator.run()
@@ -196,6 +219,26 @@ class Making:
             self.undo()
             raise
         return creator
+
+    def unlimited(self) -> None:
+        """There is no group that may be made here: said, and an error if the document asks for limits."""
+        asked = missing(self.spec.resources, (), None)
+        if asked:
+            raise HostError(
+                "limit",
+                f"container {self.id}",
+                f"no cgroup hierarchy can be written here, for {', '.join(asked)}",
+                "run it as root or in a delegated group, or take them out of linux.resources",
+            )
+        warn(self.flags, f"container {self.id} has no groups and no limits: no cgroup hierarchy can be written here")
+
+    def become_root(self) -> None:
+        """An ordinary user: from here on in the container's user namespace, which the plan then need not make."""
+        from nestrt.act import rootless  # not for root
+
+        spec = self.spec
+        rootless.become_root(spec.uid_mappings, spec.gid_mappings)
+        self.spec = replace(spec, namespaces=tuple(entry for entry in spec.namespaces if entry.type != "user"))
 
     def trace(self, side: str, step: object) -> None:
         from nestrt.cli.engine import write_log
@@ -210,4 +253,3 @@ class Making:
             warn(self.flags, str(error))
         finally:
             os.close(self.lock)
-

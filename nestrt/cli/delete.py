@@ -9,7 +9,7 @@ import time
 from nestrt.act import containers
 from nestrt.act.containers import Container
 from nestrt.act.destroy import destroy
-from nestrt.cli.engine import STATE_ROOT, Globals, hierarchies_of, warn, words
+from nestrt.cli.engine import STATE_ROOT, Globals, hierarchies_of, report, warn, words
 from nestrt.cli.options import Option
 from nestrt.errors import InputError, NestrtError, NotFound, StateError
 
@@ -41,7 +41,11 @@ def main(flags: Globals, argv: list[str]) -> int:
         names = matching(flags.root, names)
     elif not names:
         raise InputError("delete", "a container", "no id is given", "nestrt list and nestrt ls name them")
-    return each(names, lambda name: delete_one(flags, name, force))
+    try:
+        return each(names, lambda name: delete_one(flags, name, force))
+    except GuestError as error:
+        report(flags, error, "delete")
+        return error.status
 
 
 def matching(root: str, patterns: list[str]) -> list[str]:
@@ -96,15 +100,26 @@ def delete_container(flags: Globals, container: Container, force: bool) -> None:
         os.close(lock)
 
 
+class GuestError(NestrtError):
+    """What failed for a guest of launch, which has the exit statuses of errors.py, not runc's."""
+
+    def __init__(self, error: NestrtError) -> None:
+        super().__init__(error.operation, error.obj, error.reason, error.remedy)
+        self.status = error.status
+
+
 def _guest(name: str, force: bool) -> bool:
-    """Remove the guest of launch of that name, if there is one; returns whether there was. Raises NestrtError."""
+    """Remove the guest of launch of that name, if there is one; returns whether there was. Raises GuestError."""
     from nestrt.cli import _guests
     from nestrt.host.marks import valid_name
     from nestrt.probe.facts import read_hierarchies
 
     if not valid_name(name) or not _guests.exists(name, read_hierarchies(make=True)):
         return False
-    _guests.delete(name, force)
+    try:
+        _guests.delete(name, force)
+    except NestrtError as error:
+        raise GuestError(error) from error
     return True
 
 
@@ -126,7 +141,7 @@ def _locked(container: Container, force: bool) -> int:
 
 
 def each(names: list[str], action: Callable[[str], object]) -> int:
-    """Do *action* for every name; a single one's error is the caller's, of several each is told and the rest goes on."""
+    """Do *action* for every name. A single one's error is the caller's; of several each is told, and the rest go on."""
     if len(names) == 1:
         action(names[0])
         return 0

@@ -80,7 +80,9 @@ def _default_root() -> str:
 
 
 def help_text(verbs: str) -> str:
-    return usage("usage: nestrt [GLOBAL OPTION …] VERB [OPTION …] ID …\n\nThe OCI runtime command line.", OPTIONS, verbs)
+    return usage(
+        "usage: nestrt [GLOBAL OPTION …] VERB [OPTION …] ID …\n\nThe OCI runtime command line.", OPTIONS, verbs
+    )
 
 
 def write_log(flags: Globals, level: str, message: str) -> None:
@@ -148,9 +150,9 @@ def run(verb: str, flags: Globals, argv: list[str]) -> int:
         return FAILED.get(verb, 1)
 
 
-def words(verb: str, options: tuple[Option, ...], argv: list[str], text: str, permute: bool = True) -> tuple[
-    dict[str, str], dict[str, list[str]], list[str]
-] | None:
+def words(
+    verb: str, options: tuple[Option, ...], argv: list[str], text: str, permute: bool = True
+) -> tuple[dict[str, str], dict[str, list[str]], list[str]] | None:
     """The verb's own flags and operands, or None if only help was wanted, which has been printed."""
     single, repeated, operands = parse_go((*options, HELP), argv, verb, permute)
     if "help" in single:

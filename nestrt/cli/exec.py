@@ -69,10 +69,14 @@ def build(single: dict[str, str], repeated: dict[str, list[str]], operands: list
             with open(single["process"], encoding="utf-8", errors="replace") as file:
                 text = file.read(16 << 20)
         except OSError as error:
-            raise InputError("read", single["process"], (error.strerror or "").lower(), "name a process.json") from error
+            raise InputError(
+                "read", single["process"], (error.strerror or "").lower(), "name a process.json"
+            ) from error
         return exec_process(load_process(text, single["process"]), own)
     if not operands:
-        raise InputError("exec", "a process", "process args cannot be empty", "name a program, or a file with --process")
+        raise InputError(
+            "exec", "a process", "process args cannot be empty", "name a program, or a file with --process"
+        )
     gids = repeated.get("additional-gids", [])
     if not all(gid.isascii() and gid.isdigit() and int(gid) < 2**32 - 1 for gid in gids):
         raise InputError("use", f"--additional-gids {gids}", "not numbers", "write the groups' numbers")
@@ -151,9 +155,7 @@ def main(flags: Globals, argv: list[str]) -> int:
     spec = replace(spec, process=process)
     console = os.path.abspath(single["console-socket"]) if "console-socket" in single else ""
     where, leaf = places(container, repeated.get("cgroup", []))
-    joining = Joining(
-        container.id, spec, container.pid, container.start_time, where, leaf, console, preserve_fds=fds
-    )
+    joining = Joining(container.id, spec, container.pid, container.start_time, where, leaf, console, preserve_fds=fds)
     bundle = Bundle(container.id, container.bundle, container.text("rootfs"), spec, preserve_fds=fds)
     open_standard()
     pid_file = single.get("pid-file", "")

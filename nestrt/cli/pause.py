@@ -5,6 +5,7 @@ from __future__ import annotations
 from nestrt.act.containers import load
 from nestrt.act.freeze import freeze
 from nestrt.cli.engine import one_id, words
+from nestrt.errors import StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ def main(flags: Globals, argv: list[str]) -> int:
     if given is None:
         return 0
     container = load(flags.root, one_id("pause", given[2]))
-    container.require("pause", "running", "created")
+    status = container.status()
+    if status not in ("running", "created") or container.frozen():
+        raise StateError("pause", f"container {container.id}", "container not running", f"it is {status}")
     freeze(container)
     return 0

@@ -11,7 +11,9 @@ from nestrt.cli.engine import Globals, one_id, words
 from nestrt.cli.options import Option
 from nestrt.errors import InputError
 
-TEXT = "usage: nestrt run [OPTION …] ID\n\nCreate a container from a bundle, run its program, and remove it when that ends."
+TEXT = """usage: nestrt run [OPTION …] ID
+
+Create a container from a bundle, run its program, and remove it when that ends."""
 OWN = (
     Option("detach", "", "leave when the program runs", "d"),
     Option("keep", "", "do not remove the container when its program has ended"),

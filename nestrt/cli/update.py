@@ -15,7 +15,7 @@ from nestrt.errors import HostError, InputError, NotFound
 from nestrt.level.units import shown
 from nestrt.oci.document import load_resources
 from nestrt.oci.resources import BlockIo, Cpu, Memory, Resources
-from nestrt.plan.update import as_json, marked
+from nestrt.plan.update import as_json, marked, taken_back
 from nestrt.probe.facts import read_hierarchies
 from nestrt.record import replace
 
@@ -103,9 +103,12 @@ def apply(container: Container, new: Resources) -> None:
         Update(container, hierarchies, old, wanted).carry_out(rules)
     except BaseException:
         if unit:
-            systemd(container, hierarchies, old, old)
+            systemd(container, hierarchies, taken_back(old, new), old)
         raise
-    remark(container, hierarchies, marked(merged))
+    limits = marked(merged)
+    if rules is not None:
+        limits["devices"] = device_lines(rules)
+    remark(container, hierarchies, limits)
     container.document["resources"] = as_json(merged)
     container.save()
 
@@ -131,6 +134,16 @@ def device_rules(new: Resources, nodes: tuple[str, ...]) -> tuple[DeviceRule, ..
     from nestrt.oci.model import Device
 
     return oci_devices.with_defaults(new.devices, tuple(Device(path, "c") for path in nodes))
+
+
+def device_lines(rules: tuple[DeviceRule, ...]) -> list[str]:
+    """*rules* as marks have them, an allow-list; where it takes an exception, the parts that it gives whole."""
+    from nestrt.controllers import oci_devices
+    from nestrt.level.devices import format_rule
+
+    listed = oci_devices.as_allow_list(rules)
+    cells = oci_devices.effective(rules) if listed is None else listed
+    return [format_rule(rule) for rule in cells if rule.access]
 
 
 def systemd(container: Container, hierarchies: tuple[Hierarchy, ...], whole: Resources, new: Resources) -> Resources:

@@ -74,9 +74,10 @@ _BASE = 0x400000
 _HEADERS = 64 + 56
 _TABLE = 64
 
+EXECUTE = "execute the program"
 # What each stage of the failure word was about; without a filter there is only the first.
 STAGES = (
-    "execute the program",
+    EXECUTE,
     "map the board",
     "give up CAP_SYS_ADMIN",
     "load the seccomp filter",

@@ -234,7 +234,7 @@ def decide(annotations: Iterable[tuple[str, str]], bindings: Bindings, bundle: B
         raise InputError(
             "honour",
             f"annotation {key if key in mine else POLICY}",
-            f"it asks for {setting}, and {where} allows {excess.allowed} (policy {bound.source})",
+            f"it asks for {setting}, and {where} allows {excess.allowed} (bound: {bound.source})",
             f"ask for {excess.allowed}" + (" or less" if excess.field not in ("mount", "controllers") else ""),
         )
     limits = smaller(policy.limits, bound.limits)

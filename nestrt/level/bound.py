@@ -25,7 +25,7 @@ MOUNT_ORDER = ("none", "ro", "rw")
 BOUNDED = (*NUMBERS, *SWITCHES, "mount", "controllers")
 FREE = ("start_in", "cpus")
 # Holds where the host says nothing: every built-in policy is within it, and override is not.
-DEFAULT_BOUND = Policy(max_groups=4000, max_depth=20, source="the built-in bound")
+DEFAULT_BOUND = Policy(max_groups=4000, max_depth=20, source="built in")
 
 
 @record

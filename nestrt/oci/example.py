@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from nestrt import jsontext
-from nestrt.oci.document import VERSION_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+# All that is in it: older runtimes take it too.
+WRITTEN = "1.0.2"
 CAPABILITIES = ("CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE")
 ENVIRONMENT = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm")
 NAMESPACES = ("pid", "network", "ipc", "uts", "mount")
@@ -50,7 +51,7 @@ def config(rootless: bool, uid: int, gid: int, unified: bool = False) -> dict[st
     linux["maskedPaths"] = list(MASKED)
     linux["readonlyPaths"] = list(READONLY)
     return {
-        "ociVersion": VERSION_MAX,
+        "ociVersion": WRITTEN,
         "process": _process(),
         "root": {"path": "rootfs", "readonly": True},
         "hostname": "nestrt",

@@ -52,7 +52,7 @@ from nestrt.plan.process import (
     user_steps,
 )
 from nestrt.plan.request import Request
-from nestrt.plan.seccomp_steps import filter_first, filter_host
+from nestrt.plan.seccomp_steps import filter_agent, filter_first, filter_host, filter_started
 from nestrt.plan.steps import Plan, Step, Tell, Wait
 from nestrt.record import record
 
@@ -142,7 +142,7 @@ def _possible(bundle: Bundle) -> None:
         raise InputError(
             "use",
             "--console-socket",
-            "cannot use console socket if runc will not detach or allocate tty: process.terminal is false",
+            "cannot use console socket if runc will not detach or allocate tty",
             "leave it out, or set process.terminal",
         )
 
@@ -216,6 +216,7 @@ def _guest(bundle: Bundle, facts: Facts, who: Identity, mounts: BundleMounts) ->
     steps += [*attribute_steps(process, spec), *mounts.finish, Tell("prepared"), Wait("limited")]
     steps += [*filter_first(spec.seccomp, process.no_new_privileges), *user_steps(process, joins=False), Tell("ready")]
     steps += [Wait("park"), do.Park()] if bundle.socket else [Wait("go")]
+    steps += filter_started(spec.seccomp, bool(spec.hooks.start_container))
     if spec.hooks.start_container:
         steps.append(do.RunOwnHooks("startContainer", "created"))
     return steps + program_steps(process, bundle.preserve_fds)
@@ -235,7 +236,8 @@ def _ready(bundle: Bundle, facts: Facts, whole: str) -> list[Step]:
     steps.append(do.SaveState())
     if bundle.socket:
         return [*steps, Tell("park"), Wait("parked")]
-    steps += [Tell("go"), AwaitProgram(process.args[0])]
+    connect, send = filter_agent(spec.seccomp)
+    steps += [*connect, Tell("go"), *send, AwaitProgram(process.args[0])]
     if spec.hooks.poststart:
         steps.append(do.RunHooks(("poststart",), "running"))
     return steps

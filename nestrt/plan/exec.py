@@ -31,7 +31,7 @@ from nestrt.plan.process import (
     required_steps,
     user_steps,
 )
-from nestrt.plan.seccomp_steps import filter_first, filter_host
+from nestrt.plan.seccomp_steps import filter_agent, filter_first, filter_host, filter_started
 from nestrt.plan.steps import Plan, Step, Tell, Wait
 from nestrt.record import record
 
@@ -79,7 +79,8 @@ def plan_exec(joining: Joining) -> Plan:
     host += [*limit_steps(process), Tell("limited"), Wait("ready")]
     if process.terminal:
         host.append(do.SendTerminal(joining.console, process.console_size))
-    host += [do.WritePid(), Tell("go"), AwaitProgram(process.args[0])]
+    connect, send = filter_agent(spec.seccomp)
+    host += [do.WritePid(), *connect, Tell("go"), *send, AwaitProgram(process.args[0])]
     guest: list[Step] = [Wait("grouped")]
     if spec.namespace("user") is not None:
         guest.append(BecomeRoot())
@@ -88,5 +89,10 @@ def plan_exec(joining: Joining) -> Plan:
         guest.append(OpenTerminal(console=False))
     guest += [*attribute_steps(process, spec), Tell("prepared"), Wait("limited")]
     guest += [*filter_first(spec.seccomp, process.no_new_privileges), *user_steps(process, joins=True)]
-    guest += [Tell("ready"), Wait("go"), *program_steps(process, joining.preserve_fds)]
+    guest += [
+        Tell("ready"),
+        Wait("go"),
+        *filter_started(spec.seccomp, False),
+        *program_steps(process, joining.preserve_fds),
+    ]
     return Plan(joining.id, tuple(host), tuple(guest))

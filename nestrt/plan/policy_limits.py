@@ -1,4 +1,4 @@
-"""A bundle's resources as the Limits of its policy: what is checked against the level, marked, stamped and shown. Pure."""
+"""A bundle's resources as the Limits of its policy: what is checked against the level, marked and shown. Pure."""
 
 from __future__ import annotations
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 from nestrt.controllers.table import expand, limit_files
 from nestrt.controllers.update import update_settings
 from nestrt.level.units import MAX, PERIOD, format_cpus, parse_cpus
-from nestrt.record import record
+from nestrt.record import record, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from nestrt.controllers.base import Setting
+    from nestrt.controllers.base import Setting as Setting
     from nestrt.oci.resources import Resources
     from nestrt.plan.facts import Hierarchy
 
@@ -29,6 +29,8 @@ CPUSETS = ("cpuset.cpus", "cpuset.mems")
 QUOTA, CFS_PERIOD, BURST = "cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.cfs_burst_us"
 LEAST_QUOTA = 1000  # µs: min_cfs_quota_period, kernel/sched/core.c
 INFINITE = 1 << 62
+# What a group has that nobody set: sched-design-CFS.rst; block/bfq-cgroup.c.
+SHARES, IO_WEIGHT = 1024, 100
 
 
 @record
@@ -157,6 +159,28 @@ def format_numbers(numbers: Numbers) -> str:
 def parse_numbers(text: str) -> Numbers:
     """A cpuset file's text. Raises InputError."""
     return parse_cpus(text) if text else frozenset()
+
+
+def taken_back(old: Resources, new: Resources) -> Resources:
+    """*old*, and no limit where *new* has set one that *old* did not have: what undoes *new* by itself."""
+
+    def lift(value: int | None, given: int | None, default: int) -> int | None:
+        return value or (default if given else value)
+
+    memory, cpu = old.memory, old.cpu
+    limit = lift(memory.limit, new.memory.limit, MAX)
+    return replace(
+        old,
+        memory=replace(memory, limit=limit, swap=lift(memory.swap, new.memory.swap, MAX)),
+        cpu=replace(
+            cpu,
+            quota=lift(cpu.quota, new.cpu.quota, MAX),
+            period=lift(cpu.period, new.cpu.period, PERIOD),
+            shares=lift(cpu.shares, new.cpu.shares, SHARES),
+        ),
+        pids=lift(old.pids, new.pids, MAX),
+        block_io=replace(old.block_io, weight=lift(old.block_io.weight, new.block_io.weight, IO_WEIGHT)),
+    )
 
 
 def marked(resources: Resources) -> dict[str, object]:

@@ -40,12 +40,14 @@ def cgroup_path(text: str, id: str) -> str:
     return "/" + "/".join(parts)
 
 
-def writable(hierarchies: tuple[Hierarchy, ...]) -> tuple[Hierarchy, ...]:
-    """Those where this level may make groups."""
-    return tuple(h for h in hierarchies if not h.read_only and os.access(h.path("/"), os.W_OK))
+def writable(hierarchy: Hierarchy, group: str) -> bool:
+    """Whether *group* can be made there: the nearest group above it that is there may be written."""
+    while group and not os.path.isdir(hierarchy.path(group)):
+        group = group.rpartition("/")[0]
+    return not hierarchy.read_only and os.access(hierarchy.path(group or "/"), os.W_OK)
 
 
-def gather_bundle(id: str, rootfs: str, request: Request | None) -> Facts:
+def gather_bundle(cgroup: str, request: Request | None) -> Facts:
     """Facts for a bundle: with a policy those of a launch, without one only what runc would look at.
 
     Raises HostError where a policy asks for groups and there are none.
@@ -53,7 +55,7 @@ def gather_bundle(id: str, rootfs: str, request: Request | None) -> Facts:
     if request is not None:
         return gather(request)
     try:
-        hierarchies = writable(read_hierarchies())
+        hierarchies = tuple(h for h in read_hierarchies() if writable(h, cgroup))
     except HostError:
         hierarchies = ()
     in_userns = read_id_map("uid_map") != [(0, 0, ALL_IDS)]

@@ -39,11 +39,15 @@ REMEDY = "let root own it, and nobody else write it"
 
 
 def policy_of(
-    annotations: Iterable[tuple[str, str]], bundle: Bundle | None, directory: str = ETC, cache: str = CACHE
+    annotations: Iterable[tuple[str, str]],
+    bundle: Bundle | tuple[str, str, tuple[int, ...]] | None,
+    directory: str = ETC,
+    cache: str = CACHE,
 ) -> Policy | None:
     """The policy of a bundle (binding.resolve()) on this host; None for exactly as runc.
 
-    Costs one stat(2) and no import where there is neither *directory* nor a ``nestrt.*`` annotation.
+    *bundle* may be the bare fields of a Bundle, (cgroup, path, users), so that nobody imports it for
+    nothing: this costs one stat(2) where there is neither *directory* nor a ``nestrt.*`` annotation.
     Raises InputError for an annotation, HostError for a file of the host.
     """
     given = tuple(annotations)
@@ -57,10 +61,10 @@ def policy_of(
     from nestrt.level.binding import Bundle, resolve  # only for those that may have a policy
 
     bindings = load(directory, cache)
-    bundle = bundle or Bundle()
+    known = Bundle(*bundle) if isinstance(bundle, tuple) else bundle or Bundle()
     if any(rule.match.user for rule in bindings.rules):
-        bundle = Bundle(bundle.cgroup, bundle.bundle, seen_outside(bundle.users))
-    return resolve(given, bindings, bundle)
+        known = Bundle(known.cgroup, known.bundle, seen_outside(known.users))
+    return resolve(given, bindings, known)
 
 
 def seen_outside(users: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """A bundle's root filesystem on the real kernel: mounts, devices, masks, propagation.
 
-    rootfs (a directory of busybox) ── steps ── what the container would see
+rootfs (a directory of busybox) ── steps ── what the container would see
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from nestrt.act.process import Guest
 from nestrt.oci.model import Device, Mount
 from support.hostside import hierarchies, is_v2_only
-from support.mounting import DEV, PROC, SHM, SYS, USUAL, Refused, mounted, mounts_of, read, shared_mount, spec
+from support.mounting import PROC, SHM, SYS, USUAL, Refused, mounted, mounts_at, mounts_of, read, shared_mount, spec
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def describe(path: str) -> tuple[str, int, int, int, int]:
     return kind, stat.S_IMODE(found.st_mode), found.st_rdev, found.st_uid, found.st_gid
 
 
-# The mounts of ``runc spec``, with and without a user namespace: what stands where, and that nothing of the host is left.
+# The mounts of ``runc spec``, with and without a user namespace: what stands where; nothing of the host is left.
 @pytest.mark.parametrize("userns", [False, True])
 def test_the_usual_mounts(root: Path, userns: bool) -> None:
     seen = mounted(spec(*USUAL, userns=userns), root, everything)
@@ -59,7 +59,11 @@ def test_the_usual_mounts(root: Path, userns: bool) -> None:
         assert dev[name][:3] == ["c", 0o666, os.makedev(1, number)], name
         assert userns or dev[name][3:] == [0, 0]
     links = {name: dev[name][0] for name in ("ptmx", "fd", "stdin", "stdout", "stderr")}
-    assert links == {"ptmx": "pts/ptmx", "fd": "/proc/self/fd", **{n: f"/proc/self/fd/{i}" for i, n in enumerate(("stdin", "stdout", "stderr"))}}
+    assert links == {
+        "ptmx": "pts/ptmx",
+        "fd": "/proc/self/fd",
+        **{n: f"/proc/self/fd/{i}" for i, n in enumerate(("stdin", "stdout", "stderr"))},
+    }
 
 
 # While hooks run, the mounts stand at the bundle's own path, where the host would look; after the pivot they are gone.
@@ -152,9 +156,9 @@ def test_nothing_propagates_to_the_host(root: Path, tmp_path: Path, userns: bool
             Mount("/private", "", str(tmp_path), ("rbind", "rprivate")),
             userns=userns,
         )
-        before = read("/proc/self/mountinfo")
+        before = mounts_at(root, tmp_path)
         found = mounts_of(mounted(document, root, lambda: read("/proc/self/mountinfo")))
-        assert read("/proc/self/mountinfo") == before
+        assert mounts_at(root, tmp_path) == before
         assert "shared" not in found["/data"][2]
         assert "master" in found["/data"][2]
         assert "shared" in found["/shared"][2]
@@ -166,7 +170,12 @@ def test_nothing_propagates_to_the_host(root: Path, tmp_path: Path, userns: bool
 # rootfsPropagation: the root's own type, and that a bind is the host's peer only where both ask for it.
 @pytest.mark.parametrize(
     ("word", "root_type", "bind_type"),
-    [("rprivate", "", ""), ("rslave", "master", "master"), ("shared", "shared", "shared"), ("runbindable", "unbindable", "")],
+    [
+        ("rprivate", "", ""),
+        ("rslave", "master", "master"),
+        ("shared", "shared", "shared"),
+        ("runbindable", "unbindable", ""),
+    ],
 )
 def test_root_propagation(root: Path, tmp_path: Path, word: str, root_type: str, bind_type: str) -> None:
     (tmp_path / "inner").mkdir()
@@ -178,9 +187,9 @@ def test_root_propagation(root: Path, tmp_path: Path, word: str, root_type: str,
             subprocess_mount("tmpfs", "/data/inner")
             return [text]
 
-        before = set(mounts_of(read("/proc/self/mountinfo")))
+        before = set(mounts_at(root, tmp_path))
         found = mounts_of(mounted(document, root, probe)[0])
-        new = set(mounts_of(read("/proc/self/mountinfo"))) - before
+        new = {line.split()[4] for line in set(mounts_at(root, tmp_path)) - before}
         assert found["/"][2].partition(":")[0] == root_type
         if word == "runbindable":
             assert found["/data"][2] == "unbindable"
@@ -206,13 +215,13 @@ def test_a_launch_on_shared_mounts(nestrt: Any, guest_name: str, root: Path, tmp
     (root / "opt/inner").mkdir()
     (tmp_path / "inner").mkdir()
     with shared_mount(root), shared_mount(tmp_path):
-        before = len(read("/proc/self/mountinfo").splitlines())
+        before = mounts_at(root, tmp_path)
         options = ["--rootfs", root, "--name", guest_name, *MODES[userns], "--rm"]
         options += ["--mount", f"type=bind,source={tmp_path},target=/mnt"]
         options += ["--mount", "type=tmpfs,target=/mnt/inner", "--mount", "type=tmpfs,target=/opt/inner"]
         process = nestrt.start("launch", *options, "--", "sh", "-c", "echo ready; read line", stdin=subprocess.PIPE)
         assert process.stdout.readline().strip() in ("ready", b"ready"), process.stderr.read()
-        during = len(read("/proc/self/mountinfo").splitlines())
+        during = mounts_at(root, tmp_path)
         process.stdin.close()
         process.wait(30)
         assert during == before
@@ -252,7 +261,15 @@ def test_tmpfs_and_copy_up(root: Path, userns: bool) -> None:
         ]  # fmt: skip
 
     *found, text = mounted(document, root, probe)
-    assert found == ["text", *([0o711, 0, 0] if userns else [0o4711, 7, 8]), "/nowhere", "prw-r-----", "0o751", "0o1770", "0o700"]
+    assert found == [
+        "text",
+        *([0o711, 0, 0] if userns else [0o4711, 7, 8]),
+        "/nowhere",
+        "prw-r-----",
+        "0o751",
+        "0o1770",
+        "0o700",
+    ]
     assert "ro" in mounts_of(text)["/opt/data"][1]
 
 
@@ -311,13 +328,14 @@ def test_masks(root: Path, userns: bool) -> None:
     (root / "opt/secret").mkdir()
     (root / "opt/secret/key").write_text("x")
     (root / "opt/file").write_text("x")
+    files = ("/opt/secret", "/opt/file", "/opt/file", "/opt/file/none")
     document = spec(
         *USUAL,
         userns=userns,
-        masked=("/proc/keys", "/proc/acpi", "/proc/nestrt-none", "/opt/secret", "/opt/file", "/opt/file", "/sys/firmware", "/opt/file/none"),
+        masked=(*("/proc/keys", "/proc/acpi", "/proc/nestrt-none", "/sys/firmware"), *files),
         readonly=("/proc/sys", "/proc/bus", "/opt", "/proc/nestrt-none"),
         root_readonly=True,
-    )  # fmt: skip
+    )
 
     def probe() -> Any:
         null = os.stat("/opt/file").st_rdev
@@ -377,28 +395,30 @@ def test_errors(root: Path, mount: Mount, words: tuple[str, ...]) -> None:
 # Missing targets are made; a file for a file; a source relative to the bundle; an overlay; a remount.
 def test_targets_and_types(root: Path, tmp_path: Path) -> None:
     (root.parent / f"{root.name}-file").write_text("hello")
-    for name in ("upper", "work", "lower"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "lower/x").touch()
-    data = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+    (root / "lower").mkdir()
+    (root / "lower/x").touch()
     document = spec(
         PROC,
         Mount("/new/deep/file", "bind", f"{root.name}-file", ("bind", "ro")),
         Mount("rel/dir", "tmpfs", "tmpfs", ("nr_inodes=100",)),
         Mount("/rel/dir", "", "", ("remount", "ro", "nosuid")),
+        Mount("/opt", "overlay", "merged", ("lowerdir=/lower:/mnt", "ro", "noatime")),
     )
 
     def probe() -> Any:
-        return [read("/new/deep/file"), oct(os.stat("/new/deep").st_mode), read("/proc/self/mountinfo")]
+        mode = oct(os.stat("/new/deep").st_mode)
+        return [read("/new/deep/file"), mode, os.listdir("/opt"), read("/proc/self/mountinfo")]
 
     try:
-        text, mode, mounts = mounted(document, root, probe)
+        text, mode, merged, mounts = mounted(document, root, probe)
     finally:
         (root.parent / f"{root.name}-file").unlink()
-    assert (text, mode) == ("hello", "0o40755")
-    assert {"ro", "nosuid"} <= mounts_of(mounts)["/rel/dir"][1]
-    assert "nr_inodes=100" in mounts_of(mounts)["/rel/dir"][3]
-    assert data
+    assert (text, mode, merged) == ("hello", "0o40755", ["x"])
+    found = mounts_of(mounts)
+    assert {"ro", "nosuid"} <= found["/rel/dir"][1]
+    assert "nr_inodes=100" in found["/rel/dir"][3]
+    assert found["/opt"][0] == "overlay"
+    assert {"ro", "noatime"} <= found["/opt"][1]
 
 
 # Without a mount namespace of its own: only a chroot, and nothing is mounted.
@@ -406,11 +426,11 @@ def test_without_a_mount_namespace(root: Path) -> None:
     from nestrt.record import replace
 
     document = replace(spec(), namespaces=())
-    before = read("/proc/self/mountinfo")
+    before = mounts_at(root)
     found = mounted(document, root, lambda: [sorted(os.listdir("/")), describe("/dev/null")[0]])
     assert "bin" in found[0]
     assert found[1] == "c"
-    assert read("/proc/self/mountinfo") == before
+    assert mounts_at(root) == before
     with pytest.raises(Refused, match="mount namespace"):
         mounted(replace(document, mounts=(PROC,)), root, everything)
 
@@ -454,12 +474,11 @@ def test_cgroup_v1(root: Path, group: str, cgroupns: bool) -> None:
 @pytest.mark.parametrize("userns", [False, True])
 def test_cgroup_v2(root: Path, group: str, cgroupns: bool, userns: bool) -> None:
     kind = "cgroup" if is_v2_only() else "cgroup2"
-    before = read("/proc/self/mountinfo")
+    before = mounts_at("/sys/fs/cgroup")
     document = spec(PROC, SYS, Mount("/cg", kind, "cgroup", ("ro",)), cgroupns=cgroupns, userns=userns)
     found = mounted(document, root, lambda: [read("/proc/self/mountinfo"), os.listdir("/cg")], group=group)
     mounts = mounts_of(found[0])
     assert mounts["/cg"][0] == "cgroup2"
     assert "ro" in mounts["/cg"][1]
     assert "cgroup.procs" in found[1]
-    assert read("/proc/self/mountinfo") == before
-    assert DEV
+    assert mounts_at("/sys/fs/cgroup") == before

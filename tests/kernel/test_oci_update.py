@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from nestrt.kernel import bpf
-from support.byhand import CALL, ByHand, container, make_group
+from support.byhand import CALL, ByHand, container, enter, make_group
 from support.hostside import Hierarchy, has_v1, hierarchy_of, v2_hierarchy
 from support.need import SLOW, require
 from support.rootfs import CHECKOUT
@@ -218,6 +218,29 @@ def test_fewer_cpus_for_a_guest_that_has_divided_them(request: pytest.FixtureReq
     assert allowed(one.cgroup) == allowed(root) == both
     if one.virtualized:
         assert allowed(root + "/init") == both, "a group that had all of its parent goes on having all"
+
+
+@pytest.mark.v1
+def test_a_guest_that_fights_for_its_cpus_loses(guest: ByHand) -> None:
+    """A process of the guest widens its own group again and again, as long as the guest root lets it."""
+    require("cgroup-v1", None if has_v1("cpuset") else "cpuset is not on v1")
+    first = cpus()[0]
+    both = value("cpuset", guest.cgroup, "cpuset.cpus", "")
+    web = guest.cgroup + "/guest/web"
+    make_group(web)
+    file = tree("cpuset").group(web) / "cpuset.cpus"
+    fighter = subprocess.Popen(
+        ["sh", "-c", f"while :; do echo {both} >{file}; done 2>/dev/null"], stderr=subprocess.DEVNULL
+    )
+    try:
+        enter(web, fighter.pid)
+        for _ in range(4):
+            ok(guest, "--cpuset-cpus", str(first))
+            assert allowed(guest.cgroup) == allowed(web) == str(first)
+            ok(guest, "--cpuset-cpus", both)
+    finally:
+        fighter.kill()
+        fighter.wait()
 
 
 def test_less_quota_than_a_child_group_has(guest: ByHand) -> None:

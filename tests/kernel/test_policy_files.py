@@ -7,7 +7,9 @@ CACHE                      both, parsed          root's; only for exactly these 
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +22,10 @@ from nestrt.level.annotations import profile
 from nestrt.level.binding import Bindings, Bundle, resolve
 from nestrt.probe import policies
 from nestrt.probe.policies import load, policy_of
-from support.need import require
+from support.need import SLOW, require
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMAND = str(ROOT / "hooks" / "nestrt")
 WHOLE = """
 [[rule]]
 match  = { engine = ["podman", "docker"], cgroup = "/ci/*", user = [5, "10-20"], annotation = "a=*", bundle = "*" }
@@ -78,7 +81,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fresh(code: str) -> set[str]:
     """The modules in a new interpreter after *code*."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}\nprint('\\n'.join(sys.modules))"
-    done = subprocess.run(["/usr/bin/python3", "-IS", "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["/usr/bin/python3", "-IS", "-c", code], capture_output=True, text=True, timeout=60 * SLOW)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
@@ -288,7 +291,7 @@ def as_user(directory: Path, namespace: bool) -> subprocess.CompletedProcess[str
     code = (
         f"import sys; sys.path.insert(0, {str(directory)!r})\n"
         "from nestrt.errors import NestrtError\nfrom nestrt.probe.policies import policy_of\n"
-        "from nestrt.level.binding import Bundle\nimport os\nbundle = Bundle('', '', (os.getuid(),))\n"
+        "import os\nbundle = ('', '', (os.getuid(),))\n"
         f"try: print(policy_of([], bundle, {str(directory / 'etc')!r}).source)\n"
         "except NestrtError as error: print(error)\n"
     )
@@ -311,7 +314,7 @@ def test_an_ordinary_user_is_bound_too(open_etc: Path, namespace: bool) -> None:
 
 
 def test_the_command_tells_the_same(etc: Path) -> None:
-    argv = [str(ROOT / "hooks" / "nestrt"), "policy", "explain", "--directory", str(etc)]
+    argv = [COMMAND, "policy", "explain", "--directory", str(etc)]
     done = subprocess.run([*argv, "--cgroup", "ci:x:y", "-a", "nestrt.view.mount=ro"], capture_output=True, text=True)
     rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in done.stdout.splitlines()}
     assert rows["nestrt.view.mount"] == ["ro", "annotation nestrt.view.mount"]
@@ -327,3 +330,73 @@ def test_the_command_tells_the_same(etc: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "3 rules" in done.stdout
     assert "[user] is for launch" in done.stdout
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A container of busybox that shows where it stands and what memory it has; its group is /nestrt-policy."""
+    directory = tmp_path / "bundle"
+    (directory / "rootfs" / "bin").mkdir(parents=True)
+    for name in ("dev", "proc", "sys", "tmp"):
+        (directory / "rootfs" / name).mkdir()
+    shutil.copy("/usr/bin/busybox", directory / "rootfs" / "bin" / "sh")
+    subprocess.run([COMMAND, "spec", "--bundle", str(directory)], check=True, timeout=60 * SLOW)
+    return directory
+
+
+def run(etc: Path, bundle: Path, annotations: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """``nestrt run`` where /etc/nestrt is *etc*, in a mount namespace of its own."""
+    document = json.loads((bundle / "config.json").read_text())
+    files = "/sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max"
+    script = f"cat /proc/self/cgroup; for f in {files}; do if [ -e $f ]; then echo memory=$(cat $f); fi; done"
+    document["process"].update(terminal=False, args=["/bin/sh", "-c", script])
+    document["annotations"] = annotations
+    document["linux"].update(cgroupsPath="/nestrt-policy", resources={"memory": {"limit": 96 << 20}})
+    (bundle / "config.json").write_text(json.dumps(document))
+    root = bundle.parent / "root"
+    fake = bundle.parent / "fake"
+    fake.mkdir(exist_ok=True)
+    if etc.exists():
+        etc.rename(fake / "nestrt")
+    argv = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        'mount --bind "$0" /etc && exec "$@"',
+        str(fake),
+    ]
+    argv += [COMMAND, "--root", str(root), "run", "--bundle", str(bundle), "nestrt-policy"]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60 * SLOW, stdin=subprocess.DEVNULL)
+
+
+def groups(done: subprocess.CompletedProcess[str]) -> set[str]:
+    assert done.returncode == 0, done.stderr
+    return {line.split(":", 2)[2] for line in done.stdout.splitlines() if line.count(":") >= 2}
+
+
+def test_a_container_gets_what_the_host_has_bound(etc: Path, bundle: Path) -> None:
+    """Rule 3 binds "web" to all: 64M of memory, where the document says 96M; rule 2 lets /plain be."""
+    web = (etc / "policies" / "web.toml").read_text().partition("[limits]")[0]
+    (etc / "policies" / "web.toml").write_text(f'{web}[limits]\nmemory = "64M"\n')
+    done = run(etc, bundle, {"other": "x"})
+    assert groups(done) == {"/init"}
+    assert f"memory={64 << 20}" in done.stdout.split()
+    done = run(etc, bundle, {"nestrt.level.max_level": "3"})
+    assert (done.returncode != 0, "it asks for 3, and rule 3 of /etc/nestrt/bindings.toml" in done.stderr) == (
+        True,
+        True,
+    )
+    assert not (bundle.parent / "root" / "nestrt-policy").exists()
+
+
+def test_without_bindings_only_an_annotation_makes_a_guest(tmp_path: Path, bundle: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    # In a cgroup namespace of its own, as the document of `nestrt spec` asks, its own group is "/"; without, the path.
+    assert groups(run(nowhere, bundle, {"other": "x"})) <= {"/", "/nestrt-policy"}
+    assert groups(run(nowhere, bundle, {"nestrt.level.virtualize": "false"})) <= {"/", "/nestrt-policy"}
+    done = run(nowhere, bundle, {"nestrt.policy": "default"})
+    assert groups(done) == {"/init"}
+    assert f"memory={96 << 20}" in done.stdout.split()

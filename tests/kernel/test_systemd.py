@@ -29,7 +29,7 @@ from nestrt.errors import HostError
 from support.hostside import is_v2_only
 from support.need import SLOW, require
 from support.runner import Nestrt
-from support.systemd_root import SHARED, SystemdGuest, problem, systemd_guest
+from support.systemd_root import INNER_ROOT, SHARED, SystemdGuest, problem, systemd_guest
 
 MIB = 1 << 20
 
@@ -58,7 +58,7 @@ UNIFIED = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
 FILES = {
     "memory": ("memory.max",) if UNIFIED else ("memory.limit_in_bytes",),
     "pids": ("pids.max",),
-    "cpu": ("cpu.max", "cpu.weight") if UNIFIED else ("cpu.cfs_quota_us", "cpu.shares"),
+    "cpu": ("cpu.max", "cpu.weight") if UNIFIED else ("cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.shares"),
 }
 told = {}
 
@@ -76,6 +76,9 @@ def files(group):
         directory = "/sys/fs/cgroup" + ("" if UNIFIED else f"/{controller}") + group
         for name in names:
             found[name] = open(f"{directory}/{name}").read().strip()
+    # 51 % is what counts; in which period is the writer's choice.
+    pair = found.pop("cpu.max").split() if UNIFIED else (found.pop("cpu.cfs_quota_us"), found.pop("cpu.cfs_period_us"))
+    found["cpu"] = int(pair[0]) / int(pair[1])
     return found
 
 def units():
@@ -94,9 +97,9 @@ manager = Manager(False)
 """
 
 
-def drive(guest: SystemdGuest, code: str) -> dict[str, Any]:
+def drive(guest: SystemdGuest, code: str, timeout: float = 20.0) -> dict[str, Any]:
     """What *code* has put into ``told``. AssertionError with its words if it does not come to the end."""
-    result = guest.python(f"{DRIVER}\n{code}\nprint(json.dumps(told))").ok()
+    result = guest.python(f"{DRIVER}\n{code}\nprint(json.dumps(told))", timeout).ok()
     found = json.loads(result.out.splitlines()[-1])
     assert isinstance(found, dict)
     return found
@@ -175,8 +178,7 @@ manager.stop(unit.name)
         ("DeviceAllow", "char-136 rw"),
         ("MemoryMax" if is_v2_only() else "MemoryLimit", str(64 * MIB)),
     }
-    quota = {"cpu.max": "25500 50000"} if is_v2_only() else {"cpu.cfs_quota_us": "25500", "cpu.shares": "512"}
-    wanted = {memory: str(64 * MIB), "pids.max": "33", **quota}
+    wanted = {memory: str(64 * MIB), "pids.max": "33", "cpu": 0.51}
     assert wanted.items() <= told["files"].items()
     assert sorted(told["again"]) == sorted(told["shown"])
     assert told["reloaded"] == told["files"]
@@ -402,3 +404,169 @@ told["took"] = sorted(took)
 """,
     )
     assert told["took"][2] < 0.2 * SLOW, told["took"]
+
+
+# --- the verbs, with --systemd-cgroup ----------------------------------------------------------------
+
+SETS = ("bounding", "effective", "permitted")
+BUNDLE: dict[str, Any] = {
+    "ociVersion": "1.0.2",
+    "root": {"path": INNER_ROOT},
+    "process": {
+        "args": ["sleep", "600"],
+        "cwd": "/",
+        "env": ["PATH=/bin:/sbin"],
+        "user": {"uid": 0, "gid": 0},
+        "capabilities": {kind: ["CAP_KILL"] for kind in SETS},
+    },
+    "mounts": [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
+    ],
+    "linux": {
+        "cgroupsPath": "machine-x.slice:nestrt:web",
+        "namespaces": [{"type": kind} for kind in ("pid", "mount", "uts", "ipc", "network", "cgroup")],
+        "resources": {
+            "memory": {"limit": 64 * MIB},
+            "cpu": {"shares": 512, "quota": 25_500, "period": 50_000, "cpus": "0"},
+            "pids": {"limit": 33},
+            "devices": [{"allow": False, "access": "rwm"}],
+        },
+    },
+}
+# What each script about verbs begins with: the command, the unit's properties, and what is left.
+VERBS = """
+def nestrt(*args):
+    # Files, not pipes: the container keeps them.
+    with open("/tmp/told", "w+") as out:
+        command = ["/opt/nestrt/hooks/nestrt", "--systemd-cgroup", *args]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        out.seek(0)
+        return [done.returncode, out.read().strip()]
+
+def show(*names):
+    rows = subprocess.run(["systemctl", "show", "-p", ",".join(names), unit.name], capture_output=True, text=True)
+    return dict(row.split("=", 1) for row in rows.stdout.splitlines())
+
+def left():
+    return [path for path, _, _ in os.walk("/sys/fs/cgroup") if "nestrt-web" in path] + units() + [
+        name for name in os.listdir("/run/nestrt/oci") if os.path.isdir("/run/nestrt/oci/" + name)
+    ]
+
+def reload():
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+"""
+PROPERTIES = ("Delegate", "Slice", "TasksMax", "CPUQuotaPerSecUSec", "MemoryMax", "MemoryLimit", "TimeoutStopUSec")
+
+
+def bundle(guest: SystemdGuest, name: str = "bundle", **changes: Any) -> str:
+    """Write a bundle for the guest of the guest; its directory there."""
+    directory = guest.shared / name
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps({**BUNDLE, **changes}))
+    return f"{SHARED}/{name}"
+
+
+@pytest.mark.parametrize("policy", ["none", "default"])
+def test_a_container_is_a_scope_whose_limits_outlive_a_reload(guest: SystemdGuest, policy: str) -> None:
+    """run, exec, update, kill and delete; with a policy the scope is the limit group and the guest root is below it.
+
+        machine.slice/machine-x.slice/nestrt-web.scope      policy none: the container's processes
+                                       └ guest/init         policy default
+    """
+    annotations = {"org.systemd.property.TimeoutStopSec": "uint64 7"}
+    if policy != "none":
+        annotations["nestrt.policy"] = policy
+    path = bundle(guest, annotations=annotations)
+    told = drive(
+        guest,
+        f"""{VERBS}
+told["run"] = nestrt("run", "--detach", "--bundle", {path!r}, "--pid-file", "/tmp/pid", "web")
+pid = int(open("/tmp/pid").read())
+told["groups"] = sorted(set(groups(pid).values()))
+told["shown"], told["files"] = show(*{PROPERTIES}), files(unit.group())
+reload()
+told["reloaded"] = files(unit.group())
+told["exec"] = nestrt("exec", "web", "cut", "-d:", "-f3", "/proc/self/cgroup")
+told["update"] = nestrt("update", "--memory", str(96 << 20), "--pids-limit", "44", "web")
+told["updated"] = show(*{PROPERTIES})
+reload()
+told["kept"] = files(unit.group())
+told["again"] = sorted(set(groups(pid).values()))
+told["kill"] = nestrt("kill", "web", "KILL")
+end = time.monotonic() + 60
+while json.loads(nestrt("state", "web")[1])["status"] != "stopped" and time.monotonic() < end:
+    time.sleep(0.1)
+told["delete"] = nestrt("delete", "web")
+told["left"] = left()
+""",
+        timeout=60,
+    )
+    memory = "MemoryMax" if is_v2_only() else "MemoryLimit"
+    file = "memory.max" if is_v2_only() else "memory.limit_in_bytes"
+    scope = "/machine.slice/machine-x.slice/nestrt-web.scope"
+    assert told["run"] == [0, ""]
+    assert told["groups"] == told["again"] == [scope if policy == "none" else f"{scope}/guest/init"]
+    wanted = {"Delegate": "yes", "Slice": "machine-x.slice", "TasksMax": "33", "CPUQuotaPerSecUSec": "510ms"}
+    wanted |= {memory: str(64 * MIB), "TimeoutStopUSec": "7s"}
+    assert wanted.items() <= told["shown"].items()
+    assert told["files"][file] == str(64 * MIB)
+    assert told["files"]["pids.max"] == "33"
+    assert told["reloaded"] == told["files"]
+    assert told["exec"][0] == 0
+    assert set(told["exec"][1].split()) == {"/" if policy == "none" else "/init"}
+    assert told["update"] == [0, ""]
+    assert told["updated"] == {**told["shown"], memory: str(96 * MIB), "TasksMax": "44"}
+    assert told["kept"] == {**told["files"], file: str(96 * MIB), "pids.max": "44"}
+    assert told["kill"] == told["delete"] == [0, ""]
+    assert told["left"] == []
+
+
+def test_a_container_that_cannot_start_leaves_no_unit(guest: SystemdGuest) -> None:
+    path = bundle(guest, "bundle", process={**BUNDLE["process"], "args": ["/no/such/program"]})
+    other = bundle(guest, "other", linux={**BUNDLE["linux"], "cgroupsPath": "/machine/web"})
+    told = drive(
+        guest,
+        f"""{VERBS}
+told["program"] = nestrt("run", "--bundle", {path!r}, "web")
+told["path"] = nestrt("run", "--bundle", {other!r}, "web")
+told["left"] = left()
+""",
+        timeout=40,
+    )
+    assert told["program"][0] != 0
+    assert "no such file or directory" in told["program"][1]
+    assert 'expected cgroupsPath to be of format "slice:prefix:name"' in told["path"][1]
+    assert told["path"][1].count("\n") == 0
+    assert told["left"] == []
+
+
+def test_a_running_container_is_deleted_by_force_with_its_scope(guest: SystemdGuest) -> None:
+    path = bundle(guest)
+    told = drive(
+        guest,
+        f"""{VERBS}
+told["create"] = nestrt("create", "--bundle", {path!r}, "web")
+told["start"] = nestrt("start", "web")
+told["units"] = units()
+told["delete"] = nestrt("delete", "--force", "web")
+told["left"] = left()
+""",
+        timeout=40,
+    )
+    assert told["create"] == told["start"] == told["delete"] == [0, ""]
+    assert told["units"] == ["nestrt-web.scope"]
+    assert told["left"] == []
+
+
+def test_without_systemd_the_verbs_say_so_in_one_line(nestrt: Nestrt, tmp_path: Path, busybox: Path) -> None:
+    if os.path.isdir("/run/systemd/system"):
+        pytest.skip("a systemd runs here")
+    document = {**BUNDLE, "root": {"path": str(busybox)}}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    state = tmp_path / "state"
+    done = nestrt.run("--root", state, "--systemd-cgroup", "run", "--bundle", tmp_path, "nestrt-t-none")
+    assert done.rc != 0
+    assert done.err.count("\n") == 1
+    assert "leave --systemd-cgroup out" in done.err
+    assert not state.exists() or not [entry for entry in state.iterdir() if entry.is_dir()]

@@ -1,8 +1,8 @@
 """A bundle's mounts on the real kernel, without a container: the steps carried out, and then a look around.
 
-    test ── HOST steps ── clone ──── FIRST steps: enter, mounts, leave, finish
-                            │        probe(): what it returns is the answer (JSON)
-                            └ id map
+test ── HOST steps ── clone ──── FIRST steps: enter, mounts, leave, finish
+                        │        probe(): what it returns is the answer (JSON)
+                        └ id map
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ def spec(*mounts: Mount, userns: bool = False, cgroupns: bool = False, **fields:
     kinds = ["mount", "pid", "ipc", "network"] + ["user"] * userns + ["cgroup"] * cgroupns
     ids = IDS if userns else ()
     names = tuple(Namespace(kind) for kind in kinds)
-    return replace(
-        Spec("1.2.0", mounts=mounts), namespaces=names, uid_mappings=ids, gid_mappings=ids, **fields
-    )
+    return replace(Spec("1.2.0", mounts=mounts), namespaces=names, uid_mappings=ids, gid_mappings=ids, **fields)
 
 
 class Refused(Exception):
@@ -123,7 +121,7 @@ def mounted(
                 except NestrtError as error:
                     text = {"refused": str(error)}
                 except BaseException as error:
-                    text = {"failed": f"{type(error).__name__}: {error} at line {error.__traceback__.tb_next.tb_lineno}"}  # type: ignore[union-attr]
+                    text = {"failed": f"{type(error).__name__}: {error}"}
                 os.write(theirs, json.dumps(text).encode())
             os._exit(0)
         os.close(theirs)
@@ -159,6 +157,13 @@ def mounts_of(text: str) -> dict[str, tuple[str, set[str], str, set[str]]]:
         words, tail = left.split(), right.split()
         found[words[4]] = (tail[0], set(words[5].split(",")), " ".join(words[6:]), set(tail[2].split(",")))
     return found
+
+
+def mounts_at(*places: object) -> list[str]:
+    """The lines of this process's mountinfo whose target is one of *places* or below: others may mount meanwhile."""
+    names = [str(place) for place in places]
+    lines = read("/proc/self/mountinfo").splitlines()
+    return [line for line in lines if any(line.split()[4] == n or line.split()[4].startswith(f"{n}/") for n in names)]
 
 
 def read(path: str) -> str:

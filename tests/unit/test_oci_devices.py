@@ -13,7 +13,7 @@ from unit.bpf_emulator import reachable, run
 
 from nestrt.controllers.base import Setting
 from nestrt.controllers.device_program import build, build_ordered
-from nestrt.controllers.oci_devices import as_allow_list, effective, program, text, v1_settings, with_defaults
+from nestrt.controllers.oci_devices import TUN, as_allow_list, effective, program, text, v1_settings, with_defaults
 from nestrt.errors import HostError, InputError
 from nestrt.level.devices import DEFAULT_RULES, EVERYTHING, allowed, parse_rule, subset
 from nestrt.oci.model import Device
@@ -150,7 +150,7 @@ def test_what_engines_send() -> None:
     rules = with_defaults((DeviceRule(False),))
     listed = as_allow_list(rules)
     assert listed is not None
-    assert subset(listed, DEFAULT_RULES) is None
+    assert subset(listed, (*DEFAULT_RULES, TUN)) is None
     usual = tuple(rule for rule in DEFAULT_RULES if (rule.major, rule.minor) != (5, 1))
     assert subset(usual, listed) is None
     assert not allowed(listed, "c", 5, 1, "r"), "the host's console"
@@ -199,7 +199,7 @@ def test_v1_takes_no_hole_in_a_wildcard_and_says_where() -> None:
 
 def test_a_document_that_makes_a_usual_path_says_itself_what_it_may_do_with_it() -> None:
     plain, own = with_defaults(()), with_defaults((), (Device("/dev/null", "c", 1, 3), Device("/dev/sda", "b", 8, 0)))
-    assert len(plain) == len(DEFAULT_RULES) - 1
+    assert len(plain) == len(DEFAULT_RULES)
     assert [text(item) for item in plain if item not in own] == ["allow c 1:3 rwm"]
     assert as_allow_list((DeviceRule(False), *plain)) is not None
 

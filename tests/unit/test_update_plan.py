@@ -21,7 +21,7 @@ from nestrt.controllers import oci_devices
 from nestrt.level.limits import from_mark
 from nestrt.oci.document import load_resources
 from nestrt.oci.resources import Cpu, DeviceRule, Memory, Resources
-from nestrt.plan.update import as_json, cpuset_moves, marked, quota_moves, ratio
+from nestrt.plan.update import as_json, cpuset_moves, marked, quota_moves, ratio, taken_back
 from nestrt.plan.update_devices import v1_changes
 
 PATHS = ("/L", "/L/guest", "/L/guest/init", "/L/guest/web", "/L/guest/web/deep")
@@ -47,7 +47,9 @@ def cpusets(draw: st.DrawFn) -> dict[str, frozenset[int]]:
 
 
 @given(cpusets(), CPUS)
-def test_cpusets_stay_within_their_parents_at_every_write(tree: dict[str, frozenset[int]], target: frozenset[int]) -> None:
+def test_cpusets_stay_within_their_parents_at_every_write(
+    tree: dict[str, frozenset[int]], target: frozenset[int]
+) -> None:
     before = dict(tree)
     for path, wanted in cpuset_moves(list(tree.items()), target, "/L/guest"):
         assert wanted or not before[path], "a group with processes takes no empty set"
@@ -75,7 +77,9 @@ def test_cpusets_are_never_wider_than_old_and_new_where_they_meet() -> None:
     assert cpuset_moves([("/L", frozenset({0}))], frozenset({0})) == []
 
 
-QUOTAS = st.tuples(st.sampled_from([-1, 1000, 5000, 20_000, 50_000, 100_000, 400_000]), st.sampled_from([1000, 100_000]))
+QUOTAS = st.tuples(
+    st.sampled_from([-1, 1000, 5000, 20_000, 50_000, 100_000, 400_000]), st.sampled_from([1000, 100_000])
+)
 
 
 @given(st.tuples(QUOTAS, QUOTAS, QUOTAS, QUOTAS), QUOTAS)
@@ -108,7 +112,8 @@ def test_what_is_kept_reads_back() -> None:
         "pids": {"limit": -1}, "blockIO": {"weight": 100, "weightDevice": [{"major": 8, "minor": 0, "weight": 20}],
         "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 600}]},
         "hugepageLimits": [{"pageSize": "2MB", "limit": 9}], "unified": {"memory.high": "max"},
-        "rdma": {"mlx5_1": {"hcaHandles": 3}}, "network": {"classID": 9, "priorities": [{"name": "lo", "priority": 1}]}}"""
+        "rdma": {"mlx5_1": {"hcaHandles": 3}},
+        "network": {"classID": 9, "priorities": [{"name": "lo", "priority": 1}]}}"""
     resources = load_resources(text, "test")
     assert load_resources(jsontext.dumps(as_json(resources)), "test") == resources
     assert as_json(Resources()) == {}
@@ -116,13 +121,22 @@ def test_what_is_kept_reads_back() -> None:
 
 def test_marks_have_what_marks_take() -> None:
     resources = Resources(
-        memory=Memory(limit=64 << 20, swap=96 << 20), cpu=Cpu(quota=50_000, period=200_000, cpus="1,0", shares=1024), pids=9
+        memory=Memory(limit=64 << 20, swap=96 << 20),
+        cpu=Cpu(quota=50_000, period=200_000, cpus="1,0", shares=1024),
+        pids=9,
     )
     found = marked(resources)
     assert found == {
         "memory": 64 << 20, "swap": 32 << 20, "cpu_quota": 25_000, "cpu_weight": 100, "pids": 9, "cpus": "0-1",
     }  # fmt: skip
     assert from_mark(found).cpu_quota == 25_000
+
+
+def test_what_undoes_an_update_lifts_what_was_no_limit_before() -> None:
+    old = Resources(memory=Memory(limit=5), cpu=Cpu(shares=7))
+    new = Resources(memory=Memory(limit=6, swap=9), cpu=Cpu(quota=1000), pids=3)
+    assert taken_back(old, new) == Resources(memory=Memory(limit=5, swap=-1), cpu=Cpu(shares=7, quota=-1), pids=-1)
+    assert taken_back(old, Resources()) == old
 
 
 def test_the_way_back() -> None:
@@ -151,9 +165,10 @@ ALLOW, DENY = True, False
 def test_v1_device_lines() -> None:
     rules = oci_devices.with_defaults((DeviceRule(DENY), DeviceRule(ALLOW, "c", 1, 11, "r")))
     usual = oci_devices.with_defaults((DeviceRule(DENY),))
-    lines = [f"{rule.type} {rule.major}:{'*' if rule.minor is None else rule.minor} {rule.access}" for rule in usual if rule.allow]
-    text = "\n".join(line.replace("None", "*") for line in lines)
-    assert v1_changes(text, rules) == (["c 1:11 r"], [])
-    assert v1_changes(text + "\nc 1:11 rwm", rules) == ([], ["c 1:11 wm"])
+    text = "\n".join(v1_changes("", usual)[0])  # what a group with just these has
+    assert "c 1:3 rwm" in text
+    # Everyone may make nodes ("c *:* m"): what else is allowed of one comes with that right, as at create.
+    assert v1_changes(text, rules) == (["c 1:11 rm"], [])
+    assert v1_changes(text + "\nc 1:11 rwm", rules) == ([], ["c 1:11 w"])
     assert v1_changes(text + "\nb 8:0 rwm", usual) == ([], ["b 8:0 rwm"])
     assert v1_changes("a *:* rwm", (DeviceRule(ALLOW),)) == ([], [])
