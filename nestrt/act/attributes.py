@@ -141,7 +141,7 @@ def _new_session(guest: Guest, step: do.NewSession) -> None:
 
 def _join_keyring(guest: Guest, step: do.JoinKeyring) -> None:
     if step.label:
-        _write_attribute("keycreate", step.label)
+        _set_label("keycreate", step.label)
     prctl.new_session_keyring()
 
 
@@ -203,13 +203,17 @@ def _use_apparmor(guest: Guest, step: do.UseAppArmor) -> None:
         ) from error
 
 
-def _use_selinux(guest: Guest, step: do.UseSelinux) -> None:
+def _set_label(name: str, label: str) -> None:
     try:
-        _write_attribute("exec", step.label)
+        _write_attribute(name, label)
     except OSError as error:
         raise KernelError(
-            "use", f"process.selinuxLabel {step.label}", error.errno or 0, "use a label that the policy has"
+            "use", f"process.selinuxLabel {label}", error.errno or 0, "use a label that the policy has"
         ) from error
+
+
+def _use_selinux(guest: Guest, step: do.UseSelinux) -> None:
+    _set_label("exec", step.label)
 
 
 def _make_directory(guest: Guest, step: do.MakeDirectory) -> None:

@@ -101,7 +101,7 @@ def _enter_and_clone(launcher: Creator, theirs: Channel, target: int, flags: int
             os.fchdir(root)
             os.chroot(".")
         os.chdir("/")
-        pid, _ = namespaces.clone(namespaces.CLONE_PARENT)
+        pid = namespaces.clone(namespaces.CLONE_PARENT)[0]
         if pid == 0:
             for fd in (target, root, writer):
                 os.close(fd)

@@ -92,7 +92,7 @@ def _clone_in_user(flags: int, user: int) -> tuple[int, int]:
     if helper == 0:
         try:
             namespaces.setns(user, CLONE_NEWUSER)
-            pid, pidfd = namespaces.clone(flags | namespaces.CLONE_PARENT)
+            pid = namespaces.clone(flags | namespaces.CLONE_PARENT)[0]
             if pid == 0:
                 return 0, -1
             os.write(writer, b"%d" % pid)

@@ -43,7 +43,7 @@ def main(flags: Globals, argv: list[str]) -> int:
         raise InputError("delete", "a container", "no id is given", "nestrt list and nestrt ls name them")
     try:
         return each(names, lambda name: delete_one(flags, name, force))
-    except GuestError as error:
+    except OwnStatus as error:
         report(flags, error, "delete")
         return error.status
 
@@ -68,10 +68,11 @@ def delete_one(flags: Globals, name: str, force: bool) -> None:
     """Remove one container or guest. Raises NotFound (not with *force*), StateError, KernelError."""
     try:
         container = containers.load(flags.root, name)
-    except NotFound:
-        if flags.root != STATE_ROOT or not _guest(name, force):
-            if not force:
-                raise
+    except NotFound as error:
+        if flags.root == STATE_ROOT and _guest(name, force):
+            return
+        if not force:
+            raise OwnStatus(error) from error
         return
     except NestrtError:
         if not force:
@@ -100,8 +101,8 @@ def delete_container(flags: Globals, container: Container, force: bool) -> None:
         os.close(lock)
 
 
-class GuestError(NestrtError):
-    """What failed for a guest of launch, which has the exit statuses of errors.py, not runc's."""
+class OwnStatus(NestrtError):
+    """An error with the exit status that errors.py gives it, where runc would say 1."""
 
     def __init__(self, error: NestrtError) -> None:
         super().__init__(error.operation, error.obj, error.reason, error.remedy)
@@ -109,7 +110,7 @@ class GuestError(NestrtError):
 
 
 def _guest(name: str, force: bool) -> bool:
-    """Remove the guest of launch of that name, if there is one; returns whether there was. Raises GuestError."""
+    """Remove the guest of launch of that name, if there is one; returns whether there was. Raises OwnStatus."""
     from nestrt.cli import _guests
     from nestrt.host.marks import valid_name
     from nestrt.probe.facts import read_hierarchies
@@ -119,7 +120,7 @@ def _guest(name: str, force: bool) -> bool:
     try:
         _guests.delete(name, force)
     except NestrtError as error:
-        raise GuestError(error) from error
+        raise OwnStatus(error) from error
     return True
 
 

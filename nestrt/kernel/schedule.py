@@ -33,11 +33,12 @@ RLIMITS = (
 )
 RLIM_INFINITY = 2**64 - 1
 
-# (x86_64, the generic table of include/uapi/asm-generic/unistd.h)
-_SCHED_SETATTR = (314, 274)
-_SCHED_GETATTR = (315, 275)
-_IOPRIO_SET = (251, 30)
-_IOPRIO_GET = (252, 31)
+# x86_64, or the generic table of include/uapi/asm-generic/unistd.h. Asked once: a personality changes the answer.
+_X86 = os.uname().machine == "x86_64"
+SYS_sched_setattr = 314 if _X86 else 274
+SYS_sched_getattr = 315 if _X86 else 275
+SYS_ioprio_set = 251 if _X86 else 30
+SYS_ioprio_get = 252 if _X86 else 31
 
 IOPRIO_WHO_PROCESS = 1
 IOPRIO_CLASS_SHIFT = 13
@@ -80,10 +81,6 @@ class Scheduling:
     runtime: int = 0
     deadline: int = 0
     period: int = 0
-
-
-def _number(of: tuple[int, int]) -> int:
-    return of[0] if os.uname().machine == "x86_64" else of[1]
 
 
 def limits(pid: int, resource: int) -> tuple[int, int]:
@@ -129,13 +126,13 @@ def set_scheduling(what: Scheduling) -> None:
         what.deadline,
         what.period,
     )
-    syscall(_number(_SCHED_SETATTR), 0, ctypes.byref(attr), 0, obj="scheduler")
+    syscall(SYS_sched_setattr, 0, ctypes.byref(attr), 0, obj="scheduler")
 
 
 def scheduling(pid: int) -> Scheduling:
     """How process *pid* (0: the caller) is scheduled: sched_getattr(2)."""
     attr = _SchedAttr()
-    syscall(_number(_SCHED_GETATTR), pid, ctypes.byref(attr), ctypes.sizeof(attr), 0, obj="scheduler")
+    syscall(SYS_sched_getattr, pid, ctypes.byref(attr), ctypes.sizeof(attr), 0, obj="scheduler")
     return Scheduling(attr.policy, attr.flags, attr.nice, attr.priority, attr.runtime, attr.deadline, attr.period)
 
 
@@ -145,12 +142,12 @@ def set_io_priority(io_class: int, level: int) -> None:
     ioprio_set(2). OSError: EPERM (realtime without CAP_SYS_NICE or CAP_SYS_ADMIN), EINVAL.
     """
     value = io_class << IOPRIO_CLASS_SHIFT | level
-    syscall(_number(_IOPRIO_SET), IOPRIO_WHO_PROCESS, 0, value, obj="I/O priority")
+    syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, value, obj="I/O priority")
 
 
 def io_priority(pid: int) -> tuple[int, int]:
     """(class, level) of process *pid* (0: the caller): ioprio_get(2)."""
-    value = syscall(_number(_IOPRIO_GET), IOPRIO_WHO_PROCESS, pid, obj="I/O priority")
+    value = syscall(SYS_ioprio_get, IOPRIO_WHO_PROCESS, pid, obj="I/O priority")
     return value >> IOPRIO_CLASS_SHIFT, value & (1 << IOPRIO_CLASS_SHIFT) - 1
 
 

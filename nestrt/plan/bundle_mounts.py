@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 CGROUP_ROOT = "/sys/fs/cgroup"
 # Filesystems of the kernel: read-only is the mount's, never the (shared) superblock's.
 KERNEL_TYPES = ("proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "devtmpfs", "securityfs", "bpf")
+KERNEL_PLACES = {"/proc": "proc", "/sys": "sysfs"}
 UNLABELLED = ("proc", "sysfs", "mqueue", "cgroup", "cgroup2")
 # What lxcfs and its like put over single files of procfs; the list is runc's.
 PROC_FILES = (
@@ -251,7 +252,7 @@ class _Maker:
                 mount.type,
                 mount.source or mount.type,
                 target,
-                options.attributes & ~(ATTR_RDONLY if late else 0),
+                (options.attributes | options.rec_set) & ~(ATTR_RDONLY if late else 0),
                 words,
                 options.propagation,
                 copy_up=options.copy_up and mount.type == "tmpfs",
@@ -284,9 +285,14 @@ def _sets_up_dev(mounts: Sequence[Mount]) -> bool:
 
 
 def _kernel_places(spec: Spec) -> tuple[str, ...]:
-    """Which of /proc and /sys the document mounts: there a mask must lie on the kernel's own file."""
-    targets = {clean(mount.destination) for mount in spec.mounts}
-    return tuple(place for place in ("/proc", "/sys") if place in targets)
+    """Where the document has procfs and sysfs: there a mask must lie on the kernel's own file."""
+    found: dict[str, bool] = {}
+    for mount in spec.mounts:
+        target = clean(mount.destination)
+        if target in KERNEL_PLACES:
+            bound = parse_options(mount.options).bind
+            found[target] = clean(mount.source) == target if bound else mount.type == KERNEL_PLACES[target]
+    return tuple(place for place, own in found.items() if own)
 
 
 def _hide(spec: Spec) -> list[Step]:

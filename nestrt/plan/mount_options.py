@@ -202,11 +202,11 @@ class Options:
 
 
 def attributes(flags: int) -> int:
-    """MS_* of one mount as MOUNT_ATTR_*; of access times noatime goes before strictatime, as in do_mount(9)."""
+    """MS_* of one mount as MOUNT_ATTR_*; strictatime goes before noatime, as in mount(2)."""
     value = sum(attribute for flag, attribute in _PLAIN if flags & flag)
-    if flags & MS_NOATIME:
-        return value | ATTR_NOATIME
-    return value | (ATTR_STRICTATIME if flags & MS_STRICTATIME else 0)
+    if flags & MS_STRICTATIME:
+        return value | ATTR_STRICTATIME
+    return value | (ATTR_NOATIME if flags & MS_NOATIME else 0)
 
 
 def parse_options(words: tuple[str, ...]) -> Options:

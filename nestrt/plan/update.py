@@ -146,8 +146,12 @@ def quota_moves(
             less = most * per // span
             final[path] = (less, per) if less >= LEAST_QUOTA else (most, span)
         bound[path] = final[path] if final[path][0] >= 0 else bound[_parent(path)]
+    # A group without a quota has its parent's: one that it gets may be more than that.
+    share = {top: ratio(*current[top])}
+    for path, has, per in groups[1:]:
+        share[path] = min(share[_parent(path)], ratio(has, per))
     changed = [path for path, _, _ in groups if final[path] != current[path]]
-    less_first = [path for path in reversed(changed) if ratio(*final[path]) <= ratio(*current[path])]
+    less_first = [path for path in reversed(changed) if ratio(*final[path]) <= share[path]]
     return [(path, *final[path]) for path in (*less_first, *(p for p in changed if p not in less_first))]
 
 

@@ -455,8 +455,9 @@ def group() -> Iterator[str]:
 # v1 and hybrid: a tmpfs, and each v1 hierarchy: by the namespace's root, or bound from the container's own group.
 @pytest.mark.v1
 @pytest.mark.parametrize("cgroupns", [False, True])
-def test_cgroup_v1(root: Path, group: str, cgroupns: bool) -> None:
-    document = spec(PROC, SYS, CGROUP, cgroupns=cgroupns)
+@pytest.mark.parametrize("userns", [False, True])
+def test_cgroup_v1(root: Path, group: str, cgroupns: bool, userns: bool) -> None:
+    document = spec(PROC, SYS, CGROUP, cgroupns=cgroupns, userns=userns)
     text = mounted(document, root, lambda: read("/proc/self/mountinfo"), group=group)
     found = mounts_of(text)
     assert found["/sys/fs/cgroup"][0] == "tmpfs"

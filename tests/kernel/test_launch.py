@@ -114,7 +114,7 @@ def test_detached(nestrt: Nestrt, new_guest: Callable[[], str], busybox: Path, t
     assert leftovers(name) == []
     gone = nestrt.run("delete", name)
     assert (gone.rc, gone.out) == (3, "")
-    assert gone.err.startswith(f"nestrt: cannot delete guest {name}: ")
+    assert gone.err.startswith(f"nestrt: cannot find container {name}: container does not exist")
 
 
 # In the foreground, --rm takes everything away at once; without it the groups stay to be looked at, until delete.

@@ -35,6 +35,7 @@ PACKAGES = ("systemd-sysv", "dbus", "python3", "busybox-static")
 # Where a guest of the guest has its root filesystem, of busybox, and where its bundle may be made.
 INNER_ROOT = "/srv/rootfs"
 SHARED = "/mnt"
+USER = 1000
 MASKED = """
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
     systemd-tmpfiles-clean.timer
@@ -201,6 +202,9 @@ def _fill(root: Path) -> None:
     for entry in source.iterdir():
         if entry.is_symlink():  # bin, lib, sbin…
             (root / entry.name).symlink_to(entry.readlink())
+    for name, line in (("passwd", f"user:x:{USER}:{USER}::/:/bin/sh\n"), ("group", f"user:x:{USER}:\n")):
+        with (root / "etc" / name).open("a") as file:
+            file.write(line)
     busybox_root(root / INNER_ROOT.strip("/"))
 
 

@@ -1,0 +1,243 @@
+"""Engines from the distribution's packages, started by the tests themselves, with nestrt as their runtime.
+
+::
+
+    the host             its processes and control groups are the engines' too
+      └ Nest             a mount namespace (own /run, own /etc/subuid) and a network namespace
+          ├ podman, buildah, dockerd, containerd, and what they start
+          └ DIR          their stores, states, sockets and configurations
+
+What an engine mounts, names and bridges is gone with the Nest's holder, whatever a test did. Groups
+and processes are the host's: those have the Nest's name in their path, and it removes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from support.hostside import groups, hierarchies
+from support.need import SLOW
+from support.rootfs import CHECKOUT
+from support.runner import Result, wait_for
+
+RUNTIME = str(CHECKOUT / "hooks" / "nestrt")
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+# Where a container's state is, in the Nest's own /run.
+STATE = "run/nestrt/oci"
+SUBIDS = "containers:600000:300000\n"
+_HOLD = """
+set -e
+mount -t tmpfs -o mode=755 tmpfs /run
+mkdir -p /run/lock /run/netns
+for name in subuid subgid; do touch "/etc/$name"; mount --bind "$1/subids" "/etc/$name"; done
+ip link set lo up
+echo ready
+exec sleep infinity
+"""
+
+
+def image_archive(root: Path, archive: Path, name: str) -> Path:
+    """Write *root* as an image *name* to *archive*, in the form that ``docker save`` has; return it."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        tar.add(root, arcname=".", filter=_as_root)
+    digest = hashlib.sha256(layer.getvalue()).hexdigest()
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+    config = {
+        "architecture": machine,
+        "os": "linux",
+        "config": {"Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["sh"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+        "history": [{"created": "2024-01-01T00:00:00Z"}],
+        "created": "2024-01-01T00:00:00Z",
+    }
+    text = json.dumps(config).encode()
+    config_name = f"{hashlib.sha256(text).hexdigest()}.json"
+    manifest = [{"Config": config_name, "RepoTags": [name], "Layers": [f"{digest}.tar"]}]
+    with tarfile.open(archive, "w") as tar:
+        parts = {config_name: text, f"{digest}.tar": layer.getvalue(), "manifest.json": json.dumps(manifest).encode()}
+        for file, content in parts.items():
+            row = tarfile.TarInfo(file)
+            row.size = len(content)
+            tar.addfile(row, io.BytesIO(content))
+    return archive
+
+
+def _as_root(row: tarfile.TarInfo) -> tarfile.TarInfo:
+    row.uid = row.gid = row.mtime = 0
+    row.uname = row.gname = "root"
+    return row
+
+
+def command(
+    argv: Iterable[str],
+    *,
+    input: str = "",
+    timeout: float = 60.0,
+    env: Mapping[str, str] | None = None,
+) -> Result:
+    """Run *argv* and wait for it alone, not for what it leaves in the background, for *timeout* s at most.
+
+    Files take its output: a pipe would stay open in the background.
+    """
+    words = tuple(argv)
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        given.write(input.encode())
+        given.seek(0)
+        done = subprocess.run(words, stdin=given, stdout=out, stderr=err, timeout=timeout * SLOW, env=env)
+        out.seek(0)
+        err.seek(0)
+        texts = [file.read().decode(errors="replace") for file in (out, err)]
+        return Result(words, done.returncode, *texts)
+
+
+class Nest:
+    """Where engines run; *directory* is theirs, *group* the parent of all their groups."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.group = f"/nestrt-engines-{os.getpid()}"
+        self.env = {
+            "PATH": PATH,
+            "HOME": self.made("home"),
+            "TMPDIR": self.made("tmp"),
+            "LC_ALL": "C.UTF-8",
+            "TERM": "xterm",
+        }
+        (directory / "subids").write_text(SUBIDS)
+        self.holder = subprocess.Popen(
+            ("unshare", "--mount", "--net", "sh", "-c", _HOLD, "sh", str(directory)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=self.env,
+        )
+        assert self.holder.stdout is not None
+        if self.holder.stdout.readline() != b"ready\n":
+            self.close()
+            raise AssertionError("the engines' namespaces cannot be made: see standard error")
+
+    def made(self, name: str) -> str:
+        """The directory *name* of the engines' own."""
+        (self.directory / name).mkdir(exist_ok=True)
+        return str(self.directory / name)
+
+    def words(self, *argv: str) -> tuple[str, ...]:
+        """*argv* as a command line that runs in the Nest."""
+        pid = self.holder.pid
+        return ("nsenter", f"--mount=/proc/{pid}/ns/mnt", f"--net=/proc/{pid}/ns/net", "--", *argv)
+
+    def run(self, *argv: str, env: Mapping[str, str] | None = None, **named: Any) -> Result:
+        """Run *argv* in the Nest (see command)."""
+        return command(self.words(*argv), env={**self.env, **(env or {})}, **named)
+
+    def nestrt(self, *argv: str) -> Result:
+        """Run the runtime itself in the Nest, where it sees the engines' containers."""
+        return self.run(RUNTIME, *argv)
+
+    def inside(self, path: str) -> Path:
+        """*path* of the Nest, as the host reaches it."""
+        return Path(f"/proc/{self.holder.pid}/root") / path.lstrip("/")
+
+    def mounts(self) -> list[str]:
+        """The mount points in the Nest, those of its own directory."""
+        rows = Path(f"/proc/{self.holder.pid}/mountinfo").read_text().splitlines()
+        return [row.split()[4] for row in rows if row.split()[4].startswith(f"{self.directory}/")]
+
+    def processes(self) -> dict[int, str]:
+        """The processes in the Nest's mount or network namespace, its holder aside, with their command lines."""
+        found = {}
+        own = {os.readlink(f"/proc/{self.holder.pid}/ns/{name}") for name in ("mnt", "net")}
+        for entry in os.listdir("/proc"):
+            try:
+                if entry.isdigit() and own & {os.readlink(f"/proc/{entry}/ns/{name}") for name in ("mnt", "net")}:
+                    found[int(entry)] = Path("/proc", entry, "cmdline").read_text().replace("\0", " ").strip()
+            except OSError:  # it has ended
+                continue
+        found.pop(self.holder.pid, None)
+        return found
+
+    def close(self) -> None:
+        """End all that still runs in the Nest or in its groups, and remove the groups."""
+        end = time.monotonic() + 20 * SLOW
+        while (pids := set(self.processes()) | _members(self.group)) and time.monotonic() < end:
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            thaw(self.group)
+            time.sleep(0.02)
+        self.holder.kill()
+        self.holder.wait()
+        if self.holder.stdout is not None:
+            self.holder.stdout.close()
+        remove_groups(self.group)
+
+
+def _members(group: str) -> set[int]:
+    found: set[int] = set()
+    for top in groups(group):
+        for file in top.rglob("cgroup.procs"):
+            try:
+                found.update(int(word) for word in file.read_text().split())
+            except OSError:
+                continue
+    return found
+
+
+def thaw(group: str) -> None:
+    """Let go on what a test froze in *group* and below, so that it can end."""
+    for top in groups(group):
+        for name, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+            for file in (top / name, *top.rglob(name)):
+                try:
+                    file.write_text(value)
+                except OSError:  # gone, or a root, which has none
+                    continue
+
+
+def remove_groups(group: str) -> None:
+    """Remove *group* and what is below it, in every hierarchy; OSError if a process is left there."""
+    for top in groups(group):
+        inner = sorted((path for path in top.rglob("*") if path.is_dir()), key=lambda path: -len(path.parts))
+        for directory in (*inner, top):
+            wait_for(lambda directory=directory: _removed(directory), f"{directory} to be empty")
+
+
+def _removed(directory: Path) -> bool:
+    try:
+        directory.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def named_groups(name: str) -> list[Path]:
+    """The groups whose name has *name* in it, wherever they are in the host's hierarchies."""
+    found = []
+    for hierarchy in hierarchies():
+        for directory, subdirectories, _ in os.walk(hierarchy.mountpoint):
+            found += [Path(directory, entry) for entry in subdirectories if name in entry]
+    return found
+
+
+def group_of(pid: int) -> dict[str, str]:
+    """The groups of the process *pid*: {"memory": PATH, …, "": PATH in the v2 tree}, a key for each controller."""
+    found = {}
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        found.update(dict.fromkeys(controllers.split(","), path))
+    return found
