@@ -206,6 +206,6 @@ def hide_paths(guest: Guest, step: do.HidePaths) -> None:
 def _empty() -> int:
     """A read-only directory without anything in it."""
     try:
-        return mount.new_mount("tmpfs", ("mode=755", "nr_blocks=1", "nr_inodes=1"), mount.MOUNT_ATTR_RDONLY)
+        return mount.new_mount("tmpfs", ("ro", "mode=755", "nr_blocks=1", "nr_inodes=1"), mount.MOUNT_ATTR_RDONLY)
     except OSError:
-        return mount.new_mount("tmpfs", ("mode=755", "nr_blocks=1", "nr_inodes=2"), mount.MOUNT_ATTR_RDONLY)
+        return mount.new_mount("tmpfs", ("ro", "mode=755", "nr_blocks=1", "nr_inodes=2"), mount.MOUNT_ATTR_RDONLY)

@@ -127,9 +127,9 @@ class Container:
             return "creating" if not owned and self.busy() else "stopped"
         if not self.alive():
             return "stopped"
-        if os.path.exists(self.socket):
-            return "created"
-        return "paused" if self.frozen() else "running"
+        if self.frozen():
+            return "paused"
+        return "created" if os.path.exists(self.socket) else "running"
 
     def require(self, operation: str, *wanted: str) -> str:
         """The status if it is one of *wanted*. Raises StateError in the words that engines know."""

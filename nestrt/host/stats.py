@@ -180,7 +180,8 @@ def read_values(hierarchies: tuple[Hierarchy, ...], group: str) -> dict[str, Any
     for hierarchy in present:
         rows = stats_v1.ROWS if hierarchy.version == 1 else stats_v2.ROWS
         for controller, file, how, places in rows:
-            if controller in taken if hierarchy.version == 2 else controller not in hierarchy.controllers:
+            elsewhere = controller not in hierarchy.controllers if hierarchy.version == 1 else controller in taken
+            if elsewhere:
                 continue
             text = _read(hierarchy, group, file)
             if text is not None:

@@ -26,7 +26,6 @@ from nestrt.errors import InputError
 from nestrt.plan import mount_steps as do
 from nestrt.plan.bundle_cgroups import cgroup_steps
 from nestrt.plan.bundle_devices import clean, device_steps
-from nestrt.plan.guest import view_steps
 from nestrt.plan.guest_steps import Bind
 from nestrt.plan.host_steps import OpenBind
 from nestrt.plan.mount_options import (
@@ -49,9 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nestrt.oci.model import Mount, Spec
-    from nestrt.plan.container import Bundle
-    from nestrt.plan.facts import Facts, Hierarchy
-    from nestrt.plan.ids import Identity
+    from nestrt.plan.facts import Hierarchy
     from nestrt.plan.steps import Step
 
 CGROUP_ROOT = "/sys/fs/cgroup"
@@ -346,23 +343,3 @@ def bundle_mounts(spec: Spec, context: Context) -> BundleMounts:
     return BundleMounts(
         tuple(before), tuple(maker.mapped), (enter,), tuple(maker.mounts), tuple(leave), (*finish, *hidden)
     )
-
-
-def bundle_mount_steps(
-    bundle: Bundle, facts: Facts, who: Identity
-) -> tuple[list[Step], list[Step], list[Step], list[Step]]:
-    """bundle_mounts() of *bundle*: what is opened before the clone, what follows the id map, what is done inside
-    (the first step of which needs no rights of the user namespace's root), and leaving with what comes after."""
-    view = None if bundle.request is None else tuple(view_steps(bundle.request, facts, who))
-    context = Context(
-        bundle.rootfs,
-        bundle.path,
-        bundle.cgroup,
-        facts.hierarchies,
-        bundle.spec.namespace("user") is not None,
-        facts.in_userns,
-        not bundle.pivot,
-        view,
-    )
-    made = bundle_mounts(bundle.spec, context)
-    return list(made.before), list(made.mapped), [*made.enter, *made.mounts], [*made.leave, *made.finish]

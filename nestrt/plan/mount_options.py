@@ -121,9 +121,8 @@ RECURSIVE_ATIME = {
     "rnostrictatime": ATTR_RELATIME,
 }
 OWN = ("tmpcopyup", "idmap", "ridmap")
-KNOWN = tuple(
-    sorted({*SETS, *CLEARS, *PROPAGATION, *RECURSIVE_SETS, *RECURSIVE_CLEARS, *RECURSIVE_ATIME, *OWN})
-)  # "mountOptions" of ``features``
+# "mountOptions" of ``features``, in no order.
+KNOWN = (*SETS, *CLEARS, *PROPAGATION, *RECURSIVE_SETS, *RECURSIVE_CLEARS, *RECURSIVE_ATIME, *OWN)
 
 # Flags of one mount, each with its MOUNT_ATTR_*; access times are another matter.
 _PLAIN = (

@@ -567,7 +567,7 @@ def test_the_hosts_null_device_stays_roots(root: Path) -> None:
         ("plain", ("PATH=/etc:/bin",), 'exec: "plain": executable file not found in $PATH', 127),
         ("/no/such", (PATH,), 'exec: "/no/such": stat /no/such: no such file or directory', 127),
         ("/etc/plain", (PATH,), 'exec: "/etc/plain": permission denied', 126),
-        ("/etc", (PATH,), 'exec: "/etc": is a directory', 126),
+        ("/etc", (PATH,), 'exec: "/etc": permission denied', 126),
         ("", (PATH,), 'exec: "": executable file not found in $PATH', 127),
     ],
 )

@@ -29,7 +29,7 @@ from nestrt.errors import HostError
 from support.hostside import is_v2_only
 from support.need import SLOW, require
 from support.runner import Nestrt
-from support.systemd_root import INNER_ROOT, SHARED, SystemdGuest, problem, systemd_guest
+from support.systemd_root import INNER_ROOT, SHARED, USER, SystemdGuest, problem, systemd_guest
 
 MIB = 1 << 20
 
@@ -336,10 +336,10 @@ told["units"] = units()
 def test_a_users_own_systemd_makes_scopes_below_its_group(guest: SystemdGuest) -> None:
     """A user's manager in a group delegated to it: what user@1000.service is, without a login."""
     (guest.shared / "user.sh").write_text(
-        "set -e\nmkdir -p /run/user/1000\nchown 1000:1000 /run/user/1000\n"
-        "systemd-run --quiet --unit=own --uid=1000 --gid=1000 --property=Delegate=yes --property=Type=notify "
-        "--setenv=XDG_RUNTIME_DIR=/run/user/1000 /lib/systemd/systemd --user --unit=basic.target\n"
-        f"exec setpriv --reuid=1000 --regid=1000 --clear-groups env XDG_RUNTIME_DIR=/run/user/1000 "
+        f"set -e\nmkdir -p /run/user/{USER}\nchown {USER}:{USER} /run/user/{USER}\n"
+        f"systemd-run --quiet --unit=own --uid={USER} --gid={USER} --property=Delegate=yes --property=Type=notify "
+        f"--setenv=XDG_RUNTIME_DIR=/run/user/{USER} /lib/systemd/systemd --user --unit=basic.target\n"
+        f"exec setpriv --reuid={USER} --regid={USER} --clear-groups env XDG_RUNTIME_DIR=/run/user/{USER} "
         f"/usr/bin/python3 -IS {SHARED}/user.py\n"
     )
     (guest.shared / "user.py").write_text(
@@ -351,7 +351,8 @@ version = manager.bus.version()
 root = manager.bus.manager_text("ControlGroup")
 resources = Resources(memory=Memory(limit=64 << 20), pids=33)
 # The user's manager may move only what is below it: the process begins there, as a session's does.
-one = subprocess.Popen(["systemd-run", "--user", "--scope", "--quiet", "--unit=session", "sleep", "600"])
+session = ["systemd-run", "--user", "--scope", "--quiet", "--unit=session", "sleep", "600"]
+one = subprocess.Popen(session, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 end = time.monotonic() + 120
 while not groups(one.pid)[""].endswith("session.scope") and time.monotonic() < end:
     time.sleep(0.05)
@@ -373,7 +374,7 @@ print(json.dumps(told))
     told = json.loads(result.out.splitlines()[-1])
     assert told["group"] == told["expected"] == told["where"]
     assert told["group"].startswith("/system.slice/own.service/user.slice/")
-    assert told["owner"] == 1000
+    assert told["owner"] == USER
     assert (told["pids"], told["memory"]) == ("33", str(64 * MIB))
 
 

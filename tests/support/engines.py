@@ -3,9 +3,9 @@
 ::
 
     the host             its processes and control groups are the engines' too
-      └ Nest             a mount namespace (own /run, own /etc/subuid) and a network namespace
+      └ Nest             a mount namespace (own /run, what is written to /etc is thrown away), a network namespace
           ├ podman, buildah, dockerd, containerd, and what they start
-          └ DIR          their stores, states, sockets and configurations
+          └ STORE        a tmpfs: their images, states, sockets and configurations
 
 What an engine mounts, names and bridges is gone with the Nest's holder, whatever a test did. Groups
 and processes are the host's: those have the Nest's name in their path, and it removes them.
@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -35,12 +36,14 @@ RUNTIME = str(CHECKOUT / "hooks" / "nestrt")
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 # Where a container's state is, in the Nest's own /run.
 STATE = "run/nestrt/oci"
-SUBIDS = "containers:600000:300000\n"
+SUBIDS = "containers:600000:300000"
 _HOLD = """
 set -e
 mount -t tmpfs -o mode=755 tmpfs /run
-mkdir -p /run/lock /run/netns
-for name in subuid subgid; do touch "/etc/$name"; mount --bind "$1/subids" "/etc/$name"; done
+mkdir -p /run/lock /run/etc/upper /run/etc/work
+mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work overlay /etc
+for name in subuid subgid; do echo "$2" > "/etc/$name"; done
+mount -t tmpfs -o mode=755 tmpfs "$1"
 ip link set lo up
 echo ready
 exec sleep infinity
@@ -103,34 +106,43 @@ def command(
 
 
 class Nest:
-    """Where engines run; *directory* is theirs, *group* the parent of all their groups."""
+    """Where engines run; *store* is the directory on which they have a tmpfs, *group* the parent of their groups."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, store: Path) -> None:
+        self.store = store
         self.group = f"/nestrt-engines-{os.getpid()}"
         self.env = {
             "PATH": PATH,
-            "HOME": self.made("home"),
-            "TMPDIR": self.made("tmp"),
+            "HOME": f"{store}/home",
+            "TMPDIR": f"{store}/tmp",
             "LC_ALL": "C.UTF-8",
             "TERM": "xterm",
         }
-        (directory / "subids").write_text(SUBIDS)
+        store.mkdir()
         self.holder = subprocess.Popen(
-            ("unshare", "--mount", "--net", "sh", "-c", _HOLD, "sh", str(directory)),
+            ("unshare", "--mount", "--net", "sh", "-c", _HOLD, "sh", str(store), SUBIDS),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            env=self.env,
+            env={"PATH": PATH},
         )
         assert self.holder.stdout is not None
         if self.holder.stdout.readline() != b"ready\n":
             self.close()
             raise AssertionError("the engines' namespaces cannot be made: see standard error")
+        for name in ("home", "tmp"):
+            self.inside(f"{store}/{name}").mkdir()
 
-    def made(self, name: str) -> str:
-        """The directory *name* of the engines' own."""
-        (self.directory / name).mkdir(exist_ok=True)
-        return str(self.directory / name)
+    def write(self, name: str, text: str) -> str:
+        """Write *text* to the file *name* of the store; return its path in the Nest."""
+        path = f"{self.store}/{name}"
+        self.inside(path).write_text(text)
+        return path
+
+    def copy(self, file: Path, name: str) -> str:
+        """Copy *file* to the file *name* of the store; return its path in the Nest."""
+        path = f"{self.store}/{name}"
+        shutil.copyfile(file, self.inside(path))
+        return path
 
     def words(self, *argv: str) -> tuple[str, ...]:
         """*argv* as a command line that runs in the Nest."""
@@ -150,9 +162,9 @@ class Nest:
         return Path(f"/proc/{self.holder.pid}/root") / path.lstrip("/")
 
     def mounts(self) -> list[str]:
-        """The mount points in the Nest, those of its own directory."""
+        """The mount points in the Nest's store and of network namespaces, sorted."""
         rows = Path(f"/proc/{self.holder.pid}/mountinfo").read_text().splitlines()
-        return [row.split()[4] for row in rows if row.split()[4].startswith(f"{self.directory}/")]
+        return sorted(row.split()[4] for row in rows if row.split()[4].startswith((f"{self.store}/", "/run/")))
 
     def processes(self) -> dict[int, str]:
         """The processes in the Nest's mount or network namespace, its holder aside, with their command lines."""
