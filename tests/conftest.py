@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from support.bundles import bundle, new_bundle  # noqa: F401 (fixtures)
 from support.hostside import is_v2_only
 from support.need import SLOW, required
 from support.rootfs import PythonRoot, busybox_root, python_root

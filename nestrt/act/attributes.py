@@ -124,7 +124,8 @@ HOST: dict[type[Step], Callable[..., None]] = {
 
 def _enter_time_namespace(guest: Guest, step: do.EnterTimeNamespace) -> None:
     try:
-        timens.enter(step.offsets)
+        # In the image's root already, /proc is not there yet, or is whatever the image has of that name.
+        timens.enter(step.offsets, guest.old_root)
     except OSError as error:
         remedy = "choose offsets that leave both clocks between 0 and 146 years (time_namespaces(7))"
         raise KernelError(

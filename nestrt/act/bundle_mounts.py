@@ -90,7 +90,7 @@ def _mount_type(guest: Guest, step: do.MountType) -> None:
                 )
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            return _mount_by_name(step, words, target, error)
+            return _mount_by_name(guest, step, words, target, error)
         for kind in step.propagation:
             mount.set_propagation(tree, kind)
         if step.copy_up:
@@ -107,7 +107,7 @@ def _mount_type(guest: Guest, step: do.MountType) -> None:
     return None
 
 
-def _mount_by_name(step: do.MountType, words: tuple[str, ...], target: int, refused: OSError) -> None:
+def _mount_by_name(guest: Guest, step: do.MountType, words: tuple[str, ...], target: int, refused: OSError) -> None:
     """mount(2), for what fsopen(2) does not know: on the directory that is the working directory."""
     flags = step.legacy
     for attribute, flag in ((0x1, 0x1), (0x2, 0x2), (0x4, 0x4), (0x8, 0x8), (0x10, 0x400), (0x80, 0x800)):
@@ -123,9 +123,12 @@ def _mount_by_name(step: do.MountType, words: tuple[str, ...], target: int, refu
         raise (refused if not step.legacy else error) from error
     finally:
         os.chdir("/")
+    top = existing(step.target)
     for kind in step.propagation:
-        top = existing(step.target)
         mount.set_propagation(top, kind)
+    if step.late_read_only:
+        guest.binds["late", step.target] = top
+    else:
         os.close(top)
 
 

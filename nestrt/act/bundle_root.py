@@ -80,6 +80,7 @@ def _move(guest: Guest, root: int, path: str) -> None:
     the kernel lets anybody there mount another that is not masked: they go, or are covered."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         mounts = mountinfo.parse(file.read())
+    path = os.path.realpath(path)
     for found in reversed(mounts):
         inside = found.target == path or found.target.startswith(f"{path}/")
         if found.root != "/" or found.fstype not in ("proc", "sysfs") or inside:

@@ -32,7 +32,8 @@ SYS_close_range = 436
 
 
 class Creator(Launcher):
-    """The launcher of a bundle's container. *pid_file* is written when the first process is ready, "" for none."""
+    """The launcher of a bundle's container. *pid_file* is written when the first process is ready, and its
+    pidfd sent to *pidfd_socket*, "" for none."""
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Creator(Launcher):
         self.bundle = bundle
         self.container = container
         self.pid_file = pid_file
+        self.pidfd_socket = ""
         self.warn: Callable[[str], object] | None = None
         self.joined: dict[str, int] = {}
         self.listener = -1
@@ -169,8 +171,17 @@ def _save_state(launcher: Creator, step: do.SaveState) -> None:
     if launcher.board >= 0:
         launcher.container.document["board"] = launcher.board
     launcher.container.save()
+    tell_pid(launcher)
+
+
+def tell_pid(launcher: Creator) -> None:
+    """Write the pid file, and send a pidfd, where they were asked for."""
     if launcher.pid_file:
         write_file(launcher.pid_file, str(launcher.pid), 0o644)
+    if launcher.pidfd_socket:
+        sock = reach(launcher.pidfd_socket, "--pidfd-socket")
+        terminal.send_fd(sock.fileno(), launcher.pidfd, b"pidfd")
+        sock.close()
 
 
 def _park(held: Guest, step: do.Park) -> None:
@@ -199,19 +210,19 @@ def _send_terminal(launcher: Creator, step: do.SendTerminal) -> None:
     if step.size is not None:
         terminal.set_window_size(master, *step.size)
     if step.path:
-        connect_terminal(step.path, master)
+        sock = reach(step.path, "--console-socket")
+        terminal.send_fd(sock.fileno(), master, b"/dev/ptmx")
+        sock.close()
         os.close(master)
         launcher.channel.master = None
 
 
-def connect_terminal(path: str, master: int) -> None:
-    """Send *master* to the Unix socket *path*. Raises NotFound, OSError."""
+def reach(path: str, option: str) -> _socket.socket:
+    """A stream to the Unix socket that *option* names. Raises NotFound, OSError."""
     try:
-        sock = connect(path)
+        return connect(path)
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise NotFound("connect to", f"--console-socket {path}", str(error.strerror).lower(), "listen there") from error
-    terminal.send_fd(sock.fileno(), master, b"/dev/ptmx")
-    sock.close()
+        raise NotFound("connect to", f"{option} {path}", str(error.strerror).lower(), "listen there") from error
 
 
 def _start_scope(launcher: Creator, step: do.StartScope) -> None:

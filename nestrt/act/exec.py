@@ -14,8 +14,7 @@ import os
 
 from nestrt.act import container as creating
 from nestrt.act import guest
-from nestrt.act.container import Creator, keep_only
-from nestrt.act.containers import write_file
+from nestrt.act.container import Creator, keep_only, tell_pid
 from nestrt.act.process import Guest
 from nestrt.act.protocol import Channel, pair
 from nestrt.errors import KernelError, NotFound, StateError
@@ -130,8 +129,7 @@ def _attach_each(launcher: Creator, step: do.AttachEach) -> None:
 
 
 def _write_pid(launcher: Creator, step: do.WritePid) -> None:
-    if launcher.pid_file:
-        write_file(launcher.pid_file, str(launcher.pid), 0o644)
+    tell_pid(launcher)
 
 
 HOST: dict[type[Step], Callable[..., None]] = {

@@ -14,6 +14,7 @@ from nestrt.cli.options import Option
 from nestrt.controllers.oci_devices import with_defaults
 from nestrt.controllers.table import missing
 from nestrt.errors import HostError, InputError, NestrtError, NotFound
+from nestrt.kernel import selfexe
 from nestrt.level.policy import Policy
 from nestrt.oci.document import load, require_process
 from nestrt.plan.container import Bundle, plan_container
@@ -115,6 +116,7 @@ class Making:
             reason = "not a directory" if os.path.lexists(self.rootfs) else "no such file or directory"
             raise NotFound("open", f"root filesystem {self.rootfs}", reason, "correct root.path")
         self.verb = verb
+        self.bound: dict[str, object] = {}
         self.container: Container
         self.lock = -1
 
@@ -138,6 +140,7 @@ class Making:
         if policy is not None:
             from nestrt.plan.policy_limits import for_bundle  # not for what runs as under runc
 
+            self.bound = policy.limits.to_mark()
             policy, spec, rules = for_bundle(policy, spec)
         unit = ""
         properties: tuple[Property, ...] = ()
@@ -177,6 +180,9 @@ class Making:
     def make(self, signals: set[int]) -> Creator:
         """Carry the plan out; whatever fails, nothing stays behind. Raises NestrtError, OSError."""
         os.umask(0o022)
+        pid = self.spec.namespace("pid")
+        if pid is not None and pid.path and os.geteuid() == 0 and self.spec.namespace("user") is None:
+            selfexe.protect()  # others live in there already
         self.owner = os.getuid()
         if os.geteuid() != 0:
             self.become_root()
@@ -199,6 +205,7 @@ class Making:
             "unit": bundle.unit,
             "parents": missing_parents(facts.hierarchies, bundle.cgroup),
             "virtualized": bundle.request is not None,
+            "bound": self.bound,
             "annotations": dict(self.spec.annotations),
             "pivot": bundle.pivot,
         }
@@ -210,6 +217,8 @@ class Making:
             self.container.save()
             if bundle.cgroup and os.geteuid() == 0:
                 hold_parents(creator)
+            if "pidfd-socket" in self.single:
+                creator.pidfd_socket = os.path.abspath(self.single["pidfd-socket"])
             creator.warn = lambda text: warn(self.flags, text)
             if self.flags.debug:
                 creator.observe = self.trace

@@ -13,6 +13,7 @@ from nestrt.cli._bundle import preserved
 from nestrt.cli.engine import Globals, words
 from nestrt.cli.options import Option
 from nestrt.errors import InputError, StateError
+from nestrt.kernel import selfexe
 from nestrt.kernel.mountinfo import read_cgroups
 from nestrt.oci.document import load, load_process
 from nestrt.oci.model import Capabilities, Process, User
@@ -25,6 +26,7 @@ from nestrt.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from nestrt.oci.model import Spec
     from nestrt.plan.facts import Hierarchy
 
     Places = tuple[tuple[Hierarchy, str], ...]
@@ -128,6 +130,16 @@ def places(container: Container, asked: list[str]) -> tuple[Places, str]:
     return tuple(found), f"{base}/{FIRST_GROUP}"
 
 
+def exposed(spec: Spec) -> bool:
+    """Whether processes of the container could follow /proc/PID/exe of one that enters it (kernel/selfexe.py)."""
+    if os.geteuid() != 0 or spec.namespace("user") is not None:
+        return False
+    pid = spec.namespace("pid")
+    caps = spec.process.capabilities if spec.process else None
+    # Where it shares its processes with other containers, nobody here knows what those may do.
+    return pid is None or bool(pid.path) or (caps is not None and "CAP_SYS_PTRACE" in caps.bounding)
+
+
 def main(flags: Globals, argv: list[str]) -> int:
     """Run the verb; returns the process's exit status, 128+n for signal n. Raises NestrtError."""
     given = words("exec", OPTIONS, argv, TEXT, permute=False)
@@ -146,6 +158,8 @@ def main(flags: Globals, argv: list[str]) -> int:
         raise StateError("exec in", f"container {container.id}", reason, "create it again")
     spec = load(container.config(), f"{container.directory}/{containers.CONFIG}")
     assert spec.process is not None
+    if exposed(spec):
+        selfexe.protect()
     process = build(single, repeated, operands[1:], spec.process)
     detach = "detach" in single
     if process.terminal and detach and "console-socket" not in single:
@@ -167,6 +181,8 @@ def main(flags: Globals, argv: list[str]) -> int:
         os.path.abspath(pid_file) if pid_file else "",
         HOST,
     )
+    if "pidfd-socket" in single:
+        creator.pidfd_socket = os.path.abspath(single["pidfd-socket"])
     try:
         creator.run()
     except BaseException:

@@ -12,9 +12,12 @@ from nestrt.cli.options import Option
 from nestrt.controllers.table import ignored, missing
 from nestrt.controllers.update import merge
 from nestrt.errors import HostError, InputError, NotFound
+from nestrt.level.limits import from_mark
 from nestrt.level.units import shown
 from nestrt.oci.document import load_resources
 from nestrt.oci.resources import BlockIo, Cpu, Memory, Resources
+from nestrt.plan import narrow
+from nestrt.plan.narrow import within
 from nestrt.plan.update import as_json, marked, taken_back
 from nestrt.probe.facts import read_hierarchies
 from nestrt.record import replace
@@ -97,6 +100,12 @@ def apply(container: Container, new: Resources) -> None:
     old = load_resources(jsontext.dumps(document), f"container {container.id}")
     merged = merge(old, new)
     rules = device_rules(new, nodes) if new.devices and new.devices != old.devices else None
+    if bound := container.document.get("bound"):
+        # The policy's own limits hold whatever an engine asks for later.
+        limit = from_mark(bound)
+        old = within(limit, old)
+        new = merged = within(limit, merged)
+        rules = None if rules is None else narrow.device_rules(limit, rules)
     unit = container.driver == "systemd"
     wanted = systemd(container, hierarchies, merged, new) if unit else new
     try:

@@ -74,8 +74,8 @@ def device_steps(devices: tuple[Device, ...], bound: bool) -> tuple[list[Step], 
         key = (path, path) if bound else None
         made.append(do.MakeNode(path, path, "c", major, minor, 0o666, 0, 0, standard=True, key=key))
     for index, device in enumerate(devices):
-        # /dev/ptmx is always the link to the container's own devpts.
-        if clean(device.path) != "/dev/ptmx":
+        # /dev/ptmx is always the link to the container's own devpts; what has no path is for the device rules.
+        if clean(device.path) not in ("/", "/dev/ptmx"):
             nodes, node = _node(f"linux.devices[{index}]", device, bound)
             opened += nodes
             made.append(node)

@@ -242,6 +242,25 @@ def test_time_offsets(root: Path, user: bool) -> None:
     assert text[3] != os.readlink("/proc/self/ns/time")
 
 
+def test_time_offsets_by_the_runtimes_proc(root: Path) -> None:
+    """In a root without procfs, where /proc/self is a trap of the image's: the runtime's own root is used."""
+    (root / "proc/self").mkdir()
+    (root / "proc/self/timens_offsets").write_text("")
+    pid, pidfd = namespaces.clone(namespaces.CLONE_NEWPID | namespaces.CLONE_NEWNS)
+    if pid == 0:
+        held = Guest(pair()[1], -1, {}, -1, set())
+        held.old_root = os.open("/", os.O_PATH | os.O_DIRECTORY)
+        os.chroot(root)
+        before = time.clock_gettime(time.CLOCK_BOOTTIME)
+        try:
+            attributes.FIRST[do.EnterTimeNamespace](held, do.EnterTimeNamespace((("boottime", 3_000_000, 0),)))
+        finally:
+            os._exit(int(time.clock_gettime(time.CLOCK_BOOTTIME) - before < 3_000_000))
+    os.close(pidfd)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert (root / "proc/self/timens_offsets").read_text() == ""
+
+
 def test_an_offset_out_of_range_is_named(root: Path) -> None:
     spec = Spec("1.2.0", namespaces=(*ALL, Namespace("time")), time_offsets=(("boottime", -(10**12), 0),))
     with pytest.raises(NestrtError, match=r"linux.timeOffsets"):

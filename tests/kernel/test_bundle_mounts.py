@@ -392,6 +392,29 @@ def test_errors(root: Path, mount: Mount, words: tuple[str, ...]) -> None:
         assert word in str(caught.value)
 
 
+# A filesystem that only mount(2) can be given all flags of, and one with a read-only tmpfs among them.
+def test_flags_of_mount_2(root: Path) -> None:
+    document = spec(
+        PROC,
+        Mount("/opt", "tmpfs", "tmpfs", ("iversion", "ro", "nosuid", "size=1m", "rshared")),
+        Mount("/opt/deep", "tmpfs", "tmpfs", ("sync", "lazytime", "dirsync")),
+    )
+    found = mounts_of(mounted(document, root, lambda: read("/proc/self/mountinfo")))
+    assert {"ro", "nosuid"} <= found["/opt"][1]
+    assert "size=1024k" in found["/opt"][3]
+    assert "shared" in found["/opt"][2]
+    assert {"sync", "lazytime", "dirsync"} <= found["/opt/deep"][3] | {"dirsync"}
+
+
+# A sysfs shows the network namespace of its mounter's user namespace only: what the error says to do instead.
+def test_sysfs_in_a_user_namespace(root: Path) -> None:
+    with pytest.raises(Refused, match=r"mount sysfs at /sys .*operation not permitted; .*bind it"):
+        mounted(spec(PROC, SYS, userns=True), root, everything, own_network=False)
+    bound = Mount("/sys", "none", "/sys", ("rbind", "ro", "nosuid"))
+    found = mounted(spec(PROC, bound, userns=True), root, everything, own_network=False)
+    assert {"ro", "nosuid"} <= mounts_of(found["mounts"])["/sys"][1]
+
+
 # Missing targets are made; a file for a file; a source relative to the bundle; an overlay; a remount.
 def test_targets_and_types(root: Path, tmp_path: Path) -> None:
     (root.parent / f"{root.name}-file").write_text("hello")

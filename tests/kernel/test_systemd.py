@@ -526,11 +526,13 @@ told["left"] = left()
 def test_a_container_that_cannot_start_leaves_no_unit(guest: SystemdGuest) -> None:
     path = bundle(guest, "bundle", process={**BUNDLE["process"], "args": ["/no/such/program"]})
     other = bundle(guest, "other", linux={**BUNDLE["linux"], "cgroupsPath": "/machine/web"})
+    third = bundle(guest, "third", annotations={"org.systemd.property.NoSuchThing": "1"})
     told = drive(
         guest,
         f"""{VERBS}
 told["program"] = nestrt("run", "--bundle", {path!r}, "web")
 told["path"] = nestrt("run", "--bundle", {other!r}, "web")
+told["property"] = nestrt("run", "--bundle", {third!r}, "web")
 told["left"] = left()
 """,
         timeout=40,
@@ -539,6 +541,10 @@ told["left"] = left()
     assert "no such file or directory" in told["program"][1]
     assert 'expected cgroupsPath to be of format "slice:prefix:name"' in told["path"][1]
     assert told["path"][1].count("\n") == 0
+    # Refused by systemd itself, when the first process is there already.
+    assert told["property"][0] != 0
+    assert "cannot start unit nestrt-web.scope: Cannot set property NoSuchThing" in told["property"][1]
+    assert told["property"][1].count("\n") == 0
     assert told["left"] == []
 
 

@@ -1,6 +1,6 @@
 """OCI bundles for tests: a document, a root filesystem, and the command line of engines put to them.
 
-A test module says ``pytest_plugins = ["support.bundles"]`` and takes the fixture ``new_bundle``.
+The fixtures are ``new_bundle``, which makes them, and ``bundle``, this one of a test that needs no more.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from support.engines import PATH, RUNTIME, STATE, Nest, named_groups
+from support.engines import PATH, RUNTIME, STATE, Nest
+from support.hostside import groups
 from support.need import SLOW
 from support.runner import Result
 
@@ -58,6 +59,8 @@ class Podman:
         nest.inside("/etc/containers/policy.json").write_text(_POLICY)
         self.flags = ("--tmpdir", f"{store}/tmp")
         self("load", "-q", "-i", archive).ok()
+        self.run("--rm", "--", "true").ok()
+        # What stays for good: the store itself, and the directory of network namespaces.
         self.idle = nest.mounts()
 
     def __call__(self, *argv: str, **named: Any) -> Result:
@@ -84,24 +87,26 @@ class Podman:
 
     def buildah(self, *argv: str, **named: Any) -> Result:
         """Run ``buildah ARGV`` in the Nest, on the same store."""
-        words = ("buildah", "--runtime", RUNTIME, *argv) if argv[0] == "-" else ("buildah", *argv)
-        return self.nest.run(*words, env={**self.env, "BUILDAH_RUNTIME": RUNTIME}, **named)
+        return self.nest.run("buildah", *argv, env={**self.env, "BUILDAH_RUNTIME": RUNTIME}, **named)
 
     def clear(self) -> list[str]:
         """Remove every container and pod; what is left of them afterwards, as lines for a reader."""
-        ids = self("ps", "-aq", "--no-trunc", "--external").out.split()
-        self("pod", "rm", "-af", "-t", "0")
-        self("rm", "-af", "-t", "0", "--depend")
-        self("rm", "-af", "-t", "0")
-        self("volume", "rm", "-af")
-        return [*(str(group) for name in ids for group in named_groups(name)), *self.leftovers()]
+        if self("pod", "ps", "-q").out:
+            self("pod", "rm", "-af", "-t", "0")
+        if self("ps", "-aq").out:
+            self("rm", "-af", "-t", "0")
+        end = time.monotonic() + 10 * SLOW
+        while (left := self.leftovers()) and time.monotonic() < end:
+            time.sleep(0.05)  # conmon's own clean-up may still be at it
+        return left
 
     def leftovers(self) -> list[str]:
-        """What is there of containers when there should be none: groups, state, mounts."""
-        found = [f"group {group}" for group in named_groups("libpod-") if self.nest.group in str(group)]
+        """What is there of containers when there should be none: groups, state, mounts, processes."""
+        found = [f"group {group}" for top in groups(self.nest.group) for group in top.rglob("libpod-*")]
         state = self.nest.inside(STATE)
         found += [f"state {entry}" for entry in (os.listdir(state) if state.exists() else ())]
         found += [f"mount {point}" for point in self.nest.mounts() if point not in self.idle]
+        found += [f"process {pid} {words}" for pid, words in self.nest.processes().items() if "conmon" in words]
         return found
 
 

@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -258,3 +259,10 @@ def first_process(nestrt: Nestrt, name: str) -> int:
         if guest["name"] == name:
             return int(guest["pid"])
     raise AssertionError(f"nestrt ls does not know {name}")
+
+
+if __name__ == "__main__":  # python -m support.systemd_root: make the image ahead, where there is time for it
+    why = problem()
+    if why:
+        print(f"systemd_root: {why}", file=sys.stderr)
+        sys.exit(1)
