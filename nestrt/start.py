@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from types import CodeType, ModuleType
     from typing import Any
 
-    Stamp = tuple[tuple[str, int, int], ...]
+    Stamp = tuple[int, int]  # st_mtime_ns, st_size
+    Codes = dict[str, tuple[int, int, bytes]]
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 PACK = f"{PACKAGE}/__pycache__/pack.{sys.implementation.cache_tag}"
@@ -40,16 +41,16 @@ def _sources() -> list[str]:
     return sorted(found)
 
 
-def _stamp(files: Sequence[str]) -> Stamp:
-    stats = [os.stat(f"{PACKAGE}/{file}") for file in files]
-    return tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in zip(files, stats, strict=True))
+def _stamp(path: str) -> Stamp:
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_size
 
 
 def _name(file: str) -> str:
     return ".".join(["nestrt", *file[:-3].split("/")]).removesuffix(".__init__")
 
 
-def _plain(tree: ast.Module) -> ast.Module:
+def _plain(tree: ast.Module) -> Any:
     """*tree* without what only type checkers read."""
     import ast
 
@@ -97,30 +98,38 @@ def _compiled(path: str) -> bytes:
     return marshal.dumps(_bare(compile(tree, path, "exec", dont_inherit=True, optimize=2)))
 
 
-def pack() -> dict[str, bytes]:
+def pack() -> Codes:
     """Compile every module into PACK. Raises OSError where it cannot be written."""
-    files = _sources()
-    stamp = _stamp(files)
-    codes = {}
-    for file in files:
-        codes[_name(file)] = _compiled(f"{PACKAGE}/{file}")
+    codes: Codes = {}
+    for file in _sources():
+        path = f"{PACKAGE}/{file}"
+        codes[_name(file)] = (*_stamp(path), _compiled(path))
     os.makedirs(os.path.dirname(PACK), exist_ok=True)
     temporary = f"{PACK}.{os.getpid()}"
-    with open(temporary, "wb") as file_:
-        file_.write(marshal.dumps((stamp, codes)))
-    os.replace(temporary, PACK)
+    try:
+        with open(temporary, "wb") as file_:
+            file_.write(marshal.dumps(codes))
+        os.replace(temporary, PACK)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
     return codes
 
 
-def unpack() -> dict[str, bytes]:
+def unpack() -> Codes:
     """The code of every module by name, {} where only the ordinary import can help."""
     try:
         with open(PACK, "rb") as file:
-            stamp, codes = marshal.loads(file.read())
-        if stamp == _stamp([row[0] for row in stamp]):
-            return dict(codes)
+            codes = marshal.loads(file.read())
+        if isinstance(codes, dict):
+            return codes
     except (OSError, ValueError, EOFError, TypeError):
         pass
+    return _packed()
+
+
+def _packed() -> Codes:
     try:
         return pack()
     except (OSError, SyntaxError):
@@ -128,17 +137,33 @@ def unpack() -> dict[str, bytes]:
 
 
 class Finder:
-    """A meta path finder (importlib.abc) over the packed code."""
+    """A meta path finder (importlib.abc) over the packed code; what has changed since is packed again, once."""
 
-    def __init__(self, codes: dict[str, bytes]) -> None:
+    def __init__(self, codes: Codes) -> None:
         self.codes = codes
+        self.fresh = False
+
+    def code(self, name: str, origin: str) -> bytes | None:
+        """The code of module *name*, whose file is *origin*; None: the ordinary import is to look."""
+        try:
+            stamp = _stamp(origin)
+        except OSError:
+            return None
+        found = self.codes.get(name)
+        if (found is None or found[:2] != stamp) and not self.fresh:
+            self.fresh = True
+            self.codes = _packed()
+            found = self.codes.get(name)
+        return found[2] if found is not None and found[:2] == stamp else None
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name not in self.codes:
+        if not name.startswith("nestrt."):
             return None
         base = f"{PACKAGE}/{'/'.join(name.split('.')[1:])}"
         is_package = os.path.isdir(base)
         origin = f"{base}/__init__.py" if is_package else f"{base}.py"
+        if self.code(name, origin) is None:
+            return None
         spec = ModuleSpec(name, self, origin=origin, is_package=is_package)  # type: ignore[arg-type]
         spec.has_location = True
         if spec.submodule_search_locations is not None:
@@ -149,7 +174,7 @@ class Finder:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        exec(marshal.loads(self.codes[module.__name__]), module.__dict__)
+        exec(marshal.loads(self.codes[module.__name__][2]), module.__dict__)
 
 
 def run(argv: list[str]) -> None:

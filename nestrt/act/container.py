@@ -151,7 +151,8 @@ def _run_hooks(launcher: Creator, step: do.RunHooks) -> None:
 def _run_own_hooks(held: Guest, step: do.RunOwnHooks) -> None:
     creator: Creator = held.creator  # type: ignore[assignment]
     root = held.old_root if step.stage == "createContainer" else None
-    hooks.run(of_stage(creator.bundle, step.stage), creator.state(step.status), step.stage, root)
+    document = {**creator.state(step.status), "pid": os.getpid()}
+    hooks.run(of_stage(creator.bundle, step.stage), document, step.stage, root)
 
 
 def _listen(launcher: Creator, step: do.ListenForStart) -> None:

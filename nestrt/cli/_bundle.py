@@ -14,12 +14,13 @@ from nestrt.cli.options import Option
 from nestrt.controllers.oci_devices import with_defaults
 from nestrt.controllers.table import missing
 from nestrt.errors import HostError, InputError, NestrtError, NotFound
-from nestrt.kernel import selfexe
+from nestrt.kernel import caps, selfexe
 from nestrt.level.policy import Policy
 from nestrt.oci.document import load, require_process
 from nestrt.plan.container import Bundle, plan_container
+from nestrt.plan.process import ungranted
 from nestrt.plan.request import Request
-from nestrt.probe.bundle import cgroup_path, gather_bundle, joined_maps
+from nestrt.probe.bundle import cgroup_path, gather_bundle, joined_maps, joins_own_network
 from nestrt.probe.policies import policy_of
 from nestrt.record import replace
 
@@ -38,6 +39,7 @@ OPTIONS = (
     Option("preserve-fds", "N", "hand descriptors 3 to N+2 on to the container"),
     Option("pidfd-socket", "PATH", "send a pidfd of the first process to this Unix socket"),
 )
+HELD = frozenset(caps.NAMES)  # all, in a user namespace of its own
 CONFIG_LIMIT = 16 << 20
 
 
@@ -93,6 +95,11 @@ def missing_parents(hierarchies: tuple[Hierarchy, ...], group: str) -> list[str]
     return found
 
 
+def held_names() -> frozenset[str]:
+    """The capabilities that this level can give away."""
+    return frozenset(map(caps.to_name, caps.current().permitted))
+
+
 class Making:
     """One container being made: from the flags to the running plan, and back."""
 
@@ -110,6 +117,8 @@ class Making:
         if os.environ.get("LISTEN_FDS"):
             env = (*process.env, f"LISTEN_FDS={os.environ['LISTEN_FDS']}", "LISTEN_PID=1")
             self.spec = replace(self.spec, process=replace(process, env=env))
+        for name in ungranted(process, HELD if self.spec.namespace("user") else held_names()):
+            warn(flags, f"process.capabilities: {name} is not to be had here, and is left out")
         self.fds = preserved(single)
         self.rootfs = os.path.join(self.bundle_path, self.spec.root_path)
         if not os.path.isdir(self.rootfs):
@@ -174,6 +183,7 @@ class Making:
             "no-new-keyring" not in single,
             self.fds,
             joined_maps(spec),
+            joins_own_network(spec),
         )
         return bundle, facts
 

@@ -60,6 +60,8 @@ RESOLVE_NO_SYMLINKS = 0x4
 RESOLVE_BENEATH = 0x8
 RESOLVE_IN_ROOT = 0x10
 
+RENAME_RACES = 200
+
 PROC_SUPER_MAGIC = 0x9FA0
 SYSFS_MAGIC = 0x62656572
 CGROUP_SUPER_MAGIC = 0x27E0EB
@@ -176,9 +178,15 @@ def cleared(clear: int, attr_set: int) -> int:
 def open_in_root(root: int, path: str, flags: int, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
     """openat2(2) that cannot leave the directory *root*: symlinks resolve inside it.
 
-    Raises OSError: ENOENT, ELOOP, EXDEV (RESOLVE_BENEATH), EAGAIN on a rename race.
+    Raises OSError: ENOENT, ELOOP, EXDEV (RESOLVE_BENEATH); EAGAIN where ``..`` races with renames again and again.
     """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve | RESOLVE_NO_MAGICLINKS)
+    for _ in range(RENAME_RACES):
+        try:
+            return syscall(SYS_openat2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how), obj=path)
+        except BlockingIOError:
+            # Any rename or mount on the machine, at the moment of a "..": a busy host has many.
+            continue
     return syscall(SYS_openat2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how), obj=path)
 
 

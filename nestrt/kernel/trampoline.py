@@ -70,6 +70,8 @@ _CODE = {
         "a00240b9e1030091820080d2080880d2010000d402000014c00a00b9e00f80d2a80b80d2010000d4000020d4",
     ),
 }
+# Asked once: a personality (LINUX32) changes the answer.
+_MACHINE = os.uname().machine
 _BASE = 0x400000
 _HEADERS = 64 + 56
 _TABLE = 64
@@ -91,7 +93,7 @@ _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 def supported() -> bool:
     """Whether there is code for this machine."""
-    return os.uname().machine in _CODE
+    return _MACHINE in _CODE
 
 
 def image(
@@ -146,7 +148,7 @@ def become(
     memfd_create(2), fcntl(2) F_ADD_SEALS, execveat(2). Raises OSError: ENOSYS where
     there is no code for this machine.
     """
-    machine = os.uname().machine
+    machine = _MACHINE
     if machine not in _CODE:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), f"trampoline for {machine}")
     memory = os.memfd_create("nestrt", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

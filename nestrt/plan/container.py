@@ -77,7 +77,8 @@ class Bundle:
     cgroupfs, systemd or disabled; *rules* all device rules in their order; *request* stands for a policy's part, None without one.
 
     *socket* is where the first process waits for ``start``, "" for ``run``. *console* is the path of
-    ``--console-socket``. *joined* are the id maps of a user namespace that is joined, not made.
+    ``--console-socket``. *joined* are the id maps of a user namespace that is joined, not made;
+    *host_network*: the network namespace that is joined is the runtime's own.
     """
 
     id: str
@@ -96,6 +97,7 @@ class Bundle:
     keyring: bool = True
     preserve_fds: int = 0
     joined: tuple[Ranges, Ranges] = ((), ())
+    host_network: bool = False
 
     @property
     def process(self) -> Process:
@@ -207,7 +209,7 @@ def _guest(bundle: Bundle, facts: Facts, who: Identity, mounts: BundleMounts) ->
     steps += keyring_steps(process, bundle.keyring)
     if network is not None and not network.path:
         steps.append(LoopbackUp())
-    steps += [*grouped, *mounts.mounts, *system_steps(spec), Tell("mounted"), Wait("hooked")]
+    steps += [*grouped, *mounts.mounts, *system_steps(spec, bundle.host_network), Tell("mounted"), Wait("hooked")]
     if spec.hooks.create_container:
         steps.append(do.RunOwnHooks("createContainer", "creating"))
     steps += mounts.leave

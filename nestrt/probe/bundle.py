@@ -78,6 +78,17 @@ def gather_bundle(cgroup: str, request: Request | None) -> Facts:
 NOWHERE = Hierarchy("", 2, (), "", "/sys/fs/cgroup")
 
 
+def joins_own_network(spec: Spec) -> bool:
+    """Whether linux.namespaces names, by a path, the network namespace that the runtime is in itself."""
+    entry = spec.namespace("network")
+    try:
+        if entry is None or not entry.path:
+            return False
+        return os.path.samestat(os.stat(entry.path), os.stat("/proc/self/ns/net"))
+    except OSError:
+        return False  # not there: CloneInto says so
+
+
 def joined_maps(spec: Spec) -> tuple[Ranges, Ranges]:
     """The id maps of the user namespace that the document joins, as this level sees them; empty ones if none."""
     entry = spec.namespace("user")

@@ -247,7 +247,21 @@ def test_procfs_moved_away_before_the_masks(root: Path, victim: Path, with_link:
             os.close(fd)
 
 
+# Renames elsewhere, of no concern to the mounts, do not fail them: a ".." on the way is looked up again (EAGAIN).
+@pytest.mark.slow_on_vm
+def test_a_busy_host(root: Path, victim: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (root / "srv/deep").mkdir(parents=True)
+    (root / "up").symlink_to("srv/deep/../../" * 200 + "srv/deep")
+    entries = [Mount(f"/up/{number}", "tmpfs", "tmpfs", ()) for number in range(20)]
+    with exchanging(tmp_path / "a", tmp_path / "b"):
+        for _ in range(10):
+            assert "/srv/deep/19" in mounts_of(mounted(spec(PROC, *entries), root, look))
+
+
 # Someone exchanges a directory on the way and a link out, all the time.
+@pytest.mark.slow_on_vm
 @pytest.mark.parametrize("text", ["../../../../../../VICTIM", "/proc/self/fd/OLD/VICTIM", "/proc"])
 def test_a_race_for_targets(root: Path, victim: Path, tmp_path: Path, text: str) -> None:
     (root / "mnt/a").mkdir(parents=True)
@@ -281,6 +295,7 @@ def test_a_race_for_targets(root: Path, victim: Path, tmp_path: Path, text: str)
 
 
 # /proc itself exchanged for a link all the time: it is the kernel's, masks and all, or the container is not.
+@pytest.mark.slow_on_vm
 def test_a_race_for_procfs(root: Path, victim: Path) -> None:
     (root / "fake/sys").mkdir(parents=True)
     (root / "fake/keys").touch()

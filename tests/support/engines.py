@@ -32,7 +32,8 @@ from support.need import SLOW
 from support.rootfs import CHECKOUT
 from support.runner import Result, wait_for
 
-RUNTIME = str(CHECKOUT / "hooks" / "nestrt")
+# NESTRT_ENGINES_RUNTIME=/usr/sbin/runc shows what a test finds with another runtime.
+RUNTIME = os.environ.get("NESTRT_ENGINES_RUNTIME", str(CHECKOUT / "hooks" / "nestrt"))
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 # Where a container's state is, in the Nest's own /run.
 STATE = "run/nestrt/oci"
