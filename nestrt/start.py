@@ -20,7 +20,6 @@ from _frozen_importlib import ModuleSpec
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ast
-    from collections.abc import Sequence
     from types import CodeType, ModuleType
     from typing import Any
 

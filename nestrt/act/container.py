@@ -73,9 +73,9 @@ class Creator(Launcher):
     def owns_name(self) -> bool:
         return True
 
-    def await_program(self) -> None:
+    def await_program(self, program: str) -> None:
         """As every launcher; what stopped the program behind its seccomp filter stands on the board."""
-        super().await_program()
+        super().await_program(program)
         failed = seccomp.failed(self.board) if self.board >= 0 else None
         if failed is not None:
             self.wait()

@@ -260,7 +260,7 @@ def _wait(launcher: Launcher, step: Wait) -> None:
 
 
 def _await_program(launcher: Launcher, step: do.AwaitProgram) -> None:
-    launcher.await_program()
+    launcher.await_program(step.program)
 
 
 STEPS: dict[type[Step], Callable[..., None]] = {

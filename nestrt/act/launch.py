@@ -16,7 +16,6 @@ from nestrt.act.protocol import Channel, Gone
 from nestrt.errors import HostError, KernelError, NestrtError
 from nestrt.kernel import pidfd
 from nestrt.plan import host_steps as do
-from nestrt.plan.guest_steps import Execute
 from nestrt.plan.request import state_file
 from nestrt.plan.steps import Plan, Step
 
@@ -73,11 +72,10 @@ class Launcher:
             if self.observe:
                 self.observe("host", step)
 
-    def await_program(self) -> None:
-        """Wait until the first process is the guest's program; raises what it told instead."""
-        last = self.plan.guest[-1]
+    def await_program(self, program: str) -> None:
+        """Wait until the first process is the guest's *program*; raises what it told instead."""
         try:
-            self.channel.expect_program(last.command[0] if isinstance(last, Execute) else self.plan.name, self.board)
+            self.channel.expect_program(program, self.board)
         except NestrtError:
             self.wait()
             raise

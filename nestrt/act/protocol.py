@@ -124,14 +124,14 @@ def received(body: dict[str, object]) -> NestrtError:
 
 
 def program_error(program: str, number: int) -> ProgramError:
-    """execve(2)'s refusal, with the exit status of a shell: 127 not there, else 126."""
+    """execve(2)'s refusal in the words that engines look for, with the exit status of a shell: 127 not there, else 126."""
+    text = os.strerror(number)
+    reason = f"exec {program}: {text[:1].lower()}{text[1:]}"
     if number == errno.ENOENT:
-        return ProgramError(
-            "execute", program, "the file, or its interpreter, is not there", "name a program of the guest", 127
-        )
+        return ProgramError("execute", program, reason, "name a program of the guest that has its interpreter", 127)
     remedy = (
         "give it a #! line, or a program for this machine"
         if number == errno.ENOEXEC
         else "make it an executable file (chmod +x)"
     )
-    return ProgramError("execute", program, os.strerror(number), remedy, 126)
+    return ProgramError("execute", program, reason, remedy, 126)

@@ -9,7 +9,7 @@ from nestrt.act import containers, destroy
 from nestrt.act.container import Creator
 from nestrt.act.containers import Container
 from nestrt.act.host import hold_parents
-from nestrt.cli.engine import Globals, hierarchies_of, lower, warn
+from nestrt.cli.engine import Globals, hierarchies_of, lower, trace, warn
 from nestrt.cli.options import Option
 from nestrt.controllers.oci_devices import with_defaults
 from nestrt.controllers.table import missing
@@ -230,8 +230,7 @@ class Making:
             if "pidfd-socket" in self.single:
                 creator.pidfd_socket = os.path.abspath(self.single["pidfd-socket"])
             creator.warn = lambda text: warn(self.flags, text)
-            if self.flags.debug:
-                creator.observe = self.trace
+            trace(self.flags, creator)
             creator.run()
         except BaseException:
             creator.abandon()
@@ -258,11 +257,6 @@ class Making:
         spec = self.spec
         rootless.become_root(spec.uid_mappings, spec.gid_mappings)
         self.spec = replace(spec, namespaces=tuple(entry for entry in spec.namespaces if entry.type != "user"))
-
-    def trace(self, side: str, step: object) -> None:
-        from nestrt.cli.engine import write_log
-
-        write_log(self.flags, "debug", f"{side}: {step.describe()}")  # type: ignore[attr-defined]
 
     def undo(self) -> None:
         """Remove all that was made; what cannot be removed is said, and does not hide why."""

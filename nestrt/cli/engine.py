@@ -19,8 +19,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nestrt.act.container import Creator
     from nestrt.act.containers import Container
     from nestrt.plan.facts import Hierarchy
+    from nestrt.plan.steps import Step
 
 STATE_ROOT = "/run/nestrt/oci"
 MANAGERS = ("cgroupfs", "systemd", "disabled")
@@ -85,22 +87,47 @@ def help_text(verbs: str) -> str:
     )
 
 
-def write_log(flags: Globals, level: str, message: str) -> None:
-    """Add one entry to the log file, if there is one, in the form that was asked for (logrus's, as runc's)."""
-    if not flags.log:
-        return
+def _entry(flags: Globals, level: str, message: str) -> bytes:
+    """One line of the log in the form that was asked for (logrus's, as runc's)."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if flags.log_format == "json":
         line = jsontext.dumps({"level": level, "msg": message, "time": now})
     else:
         line = f"time={jsontext.dumps(now)} level={level} msg={jsontext.dumps(message)}"
+    return line.encode() + b"\n"
+
+
+def _open_log(flags: Globals) -> int:
+    """The log file's descriptor, -1 where it cannot be opened, which is said."""
     try:
-        fd = os.open(flags.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        return os.open(flags.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:
         sys.stderr.write(f"nestrt: cannot write log {flags.log}: {error.strerror}\n")
+        return -1
+
+
+def write_log(flags: Globals, level: str, message: str) -> None:
+    """Add one entry to the log file, if there is one."""
+    fd = _open_log(flags) if flags.log else -1
+    if fd >= 0:
+        os.write(fd, _entry(flags, level, message))
+        os.close(fd)
+
+
+def trace(flags: Globals, creator: Creator) -> None:
+    """With --debug: have each step told in the log, on standard error where there is none.
+
+    It is opened here, for in the container's root its path would mean another file.
+    """
+    if not flags.debug:
         return
-    os.write(fd, line.encode() + b"\n")
-    os.close(fd)
+    creator.trace = _open_log(flags) if flags.log else os.dup(2)
+
+    def observe(side: str, step: Step) -> None:
+        if creator.trace >= 0:
+            os.write(creator.trace, _entry(flags, "debug", f"{side}: {step.describe()}"))
+
+    creator.observe = observe
 
 
 def warn(flags: Globals, message: str) -> None:

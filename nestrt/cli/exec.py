@@ -10,7 +10,7 @@ from nestrt.act.containers import Container
 from nestrt.act.exec import HOST
 from nestrt.act.pipes import open_standard
 from nestrt.cli._bundle import preserved
-from nestrt.cli.engine import Globals, words
+from nestrt.cli.engine import Globals, trace, words
 from nestrt.cli.options import Option
 from nestrt.errors import InputError, StateError
 from nestrt.kernel import selfexe
@@ -88,8 +88,10 @@ def build(single: dict[str, str], repeated: dict[str, list[str]], operands: list
     caps = own.capabilities
     if more := tuple(name if name.startswith("CAP_") else f"CAP_{name}" for name in repeated.get("cap", [])):
         have = caps or Capabilities()
+        # As runc: where nothing is inheritable nothing can be ambient (capabilities(7)).
+        ambient = have.ambient + more if have.inheritable else have.ambient
         caps = Capabilities(
-            have.bounding + more, have.effective + more, have.inheritable, have.permitted + more, have.ambient
+            have.bounding + more, have.effective + more, have.inheritable, have.permitted + more, ambient
         )
     return replace(
         own,
@@ -183,6 +185,7 @@ def main(flags: Globals, argv: list[str]) -> int:
     )
     if "pidfd-socket" in single:
         creator.pidfd_socket = os.path.abspath(single["pidfd-socket"])
+    trace(flags, creator)
     try:
         creator.run()
     except BaseException:

@@ -5,7 +5,7 @@ first process attaches them in its own mount namespace, chrooted to the root
 filesystem, so that the kernel resolves every path and symlink of the image in there::
 
     launcher            first process
-    before              (groups are made already, the clone comes after)
+    before
     clone
     mapped              after the id map is written, before "mapped" is told
                         enter     as the first thing after "mapped", before it becomes root of a user
@@ -77,8 +77,8 @@ class Context:
 
     *root_path* and *bundle* are absolute paths of the launching level; *group* is the container's group in
     every hierarchy ("/machine/x"). *userns*: it has a user namespace; *in_userns*: the launching level is in
-    one. *view* are the steps of a CONTAINER_LEVEL view, that take the place of
-    every cgroup mount of the document; None without a policy.
+    one. *view* are the steps of a CONTAINER_LEVEL view, that take the place of every cgroup mount of the
+    document, and of binds of the launching level's; None without a policy.
     """
 
     root_path: str

@@ -74,7 +74,8 @@ FLAGS = {
 @record
 class Bundle:
     """A container to be made. *rootfs* is absolute; *cgroup* the limit group, "" for none at all; *driver*
-    cgroupfs, systemd or disabled; *rules* all device rules in their order; *request* stands for a policy's part, None without one.
+    cgroupfs, systemd or disabled; *rules* all device rules in their order; *request* stands for a policy's
+    part, None without one.
 
     *socket* is where the first process waits for ``start``, "" for ``run``. *console* is the path of
     ``--console-socket``. *joined* are the id maps of a user namespace that is joined, not made;

@@ -57,7 +57,10 @@ def place(path: str, base: str, name: str) -> str:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise InputError(
-            "exec in", f"container {name}", f"{path!a} is not a sub cgroup path", "name a child group of the container"
+            "exec in",
+            f"container {name}",
+            f"{path if path.isprintable() else ascii(path)} is not a sub cgroup path",
+            "name a child group of the container",
         )
     return "/".join([base.rstrip("/"), *parts])
 

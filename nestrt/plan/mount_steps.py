@@ -37,7 +37,8 @@ class OpenSource(Step):
     """Take a detached copy of the mount at *path* for a bind, with its attributes.
 
     *resets* are the attributes that go unless they are in *attr_set*, where they can; *strict*: those in
-    *attr_clear* are locked where the source has them, as for a user namespace that would mount by itself. *rec_set* and *rec_clear* are for the mounts below too.
+    *attr_clear* are locked where the source has them, as for a user namespace that would mount by itself.
+    *rec_set* and *rec_clear* are for the mounts below too.
     """
 
     name: str

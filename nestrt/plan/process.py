@@ -21,8 +21,9 @@ oci.document has checked that the document makes sense in itself. Where the runt
 
 from __future__ import annotations
 
+from nestrt.errors import InputError
 from nestrt.level.capabilities import NAMES
-from nestrt.level.units import parse_cpus
+from nestrt.level.units import parse_cpus, shown
 from nestrt.oci.model import Capabilities
 from nestrt.oci.parse_linux import sysctl_path
 from nestrt.plan import process_steps as do
@@ -144,9 +145,16 @@ def keyring_steps(process: Process, keyring: bool) -> list[Step]:
     return [do.JoinKeyring(process.selinux_label)] if keyring else []
 
 
-def system_steps(spec: Spec) -> list[Step]:
-    """The first process's of ``create``, once everything is mounted and while the root can still be written."""
+def system_steps(spec: Spec, host_network: bool = False) -> list[Step]:
+    """The first process's of ``create``, once everything is mounted and while the root can still be written.
+
+    *host_network*: the network namespace that is joined is the runtime's own, whose sysctls are not the
+    container's to set. Raises InputError.
+    """
     steps: list[Step] = []
+    if host_network and (theirs := [name for name, _ in spec.sysctl if name.startswith("net.")]):
+        reason = "not allowed in host network namespace"
+        raise InputError("set", f"linux.sysctl {shown(theirs[0])}", reason, "let the container have a network of its own")
     if spec.hostname:
         steps.append(SetHostname(spec.hostname))
     if spec.domainname:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.daemons import Containerd, Docker
 from support.engines import Nest, image_archive
 from support.need import require
 from support.podman import IMAGE, Podman
@@ -45,5 +46,39 @@ def podman(podman_engine: Podman) -> Iterator[Podman]:
     """podman; at the end its containers are removed, and the test fails if anything of them stays."""
     yield podman_engine
     left = podman_engine.clear()
+    if left:
+        pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def containerd_engine(nest: Nest, archive: str) -> Iterator[Containerd]:
+    _needs("containerd", "containerd-shim-runc-v2", "ctr")
+    found = Containerd(nest, archive)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def containerd(containerd_engine: Containerd) -> Iterator[Containerd]:
+    """containerd; at the end its containers are removed, and the test fails if anything of them stays."""
+    yield containerd_engine
+    left = containerd_engine.clear()
+    if left:
+        pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def docker_engine(nest: Nest, archive: str) -> Iterator[Docker]:
+    _needs("dockerd", "docker", "containerd", "iptables")
+    found = Docker(nest, archive)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def docker(docker_engine: Docker) -> Iterator[Docker]:
+    """docker; at the end its containers are removed, and the test fails if anything of them stays."""
+    yield docker_engine
+    left = docker_engine.clear()
     if left:
         pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)

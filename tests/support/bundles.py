@@ -289,15 +289,10 @@ def here(text: str, path: str) -> str:
     return f"printf %s {shlex.quote(text)} > {path}"
 
 
-def clear_parent() -> list[str]:
-    """What stays of PARENT, which nestrt should have removed with its last container; removed now."""
-    found = []
+def clear_parent() -> None:
+    """Remove PARENT, which goes with the container that it was made for only if that is the last one in it."""
     for hierarchy in hierarchies():
-        directory = hierarchy.group(PARENT)
-        if directory.is_dir():
-            found.append(f"group {directory}")
-            _try(directory.rmdir)
-    return found
+        _try(hierarchy.group(PARENT).rmdir)
 
 
 @pytest.fixture
@@ -330,7 +325,7 @@ def new_bundle(nestrt: Nestrt, busybox: Path) -> Iterator[Callable[..., Bundle]]
             time.sleep(0.02)
         left += found
         bundle.sweep()
-    left += clear_parent()
+    clear_parent()
     shutil.rmtree(base, ignore_errors=True)
     if left:
         pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)

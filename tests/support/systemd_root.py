@@ -28,7 +28,11 @@ from support.need import SLOW
 from support.rootfs import CHECKOUT, OPT, busybox_root
 from support.runner import Nestrt, Result, wait_for
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nestrt" / "systemd"
+# NESTRT_CACHE is the directory itself: the virtual machine is handed variables of ours only.
+CACHE = Path(
+    os.environ.get("NESTRT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "nestrt"),
+    "systemd",
+)
 # Counted up when what is made below changes.
 RECIPE = 2
 POLICY = CHECKOUT / "examples" / "policies" / "systemd-guest.toml"
