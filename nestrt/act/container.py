@@ -53,6 +53,7 @@ class Creator(Launcher):
         self.joined: dict[str, int] = {}
         self.listener = -1
         self.filter: Filter | None = None
+        self.trace = -1
         self.agent: _socket.socket | None = None
 
     def state_document(self) -> dict[str, object]:
@@ -126,6 +127,7 @@ def _clone_into(launcher: Creator, step: do.CloneInto) -> None:
                 launcher.tree,
                 launcher.listener,
                 launcher.board,
+                launcher.trace,
                 *launcher.binds.values(),
                 *launcher.joined.values(),
                 *range(3, 3 + launcher.bundle.preserve_fds),
@@ -187,6 +189,10 @@ def tell_pid(launcher: Creator) -> None:
 
 def _park(held: Guest, step: do.Park) -> None:
     prctl.set_parent_death_signal(0)
+    creator: Creator = held.creator  # type: ignore[assignment]
+    if creator.trace >= 0:
+        os.close(creator.trace)
+        creator.trace = -1
     held.channel.tell("parked")
     os.close(held.channel.sock.detach())
     listener = _socket.socket(fileno=held.listener)
@@ -210,6 +216,8 @@ def _send_terminal(launcher: Creator, step: do.SendTerminal) -> None:
         raise Gone("terminal")
     if step.size is not None:
         terminal.set_window_size(master, *step.size)
+    if not step.path and not os.isatty(1):
+        terminal.keep_newlines(master)  # who reads a pipe or a file wants the program's own bytes
     if step.path:
         sock = reach(step.path, "--console-socket")
         terminal.send_fd(sock.fileno(), master, b"/dev/ptmx")

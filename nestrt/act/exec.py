@@ -92,7 +92,8 @@ def _enter_and_clone(launcher: Creator, theirs: Channel, target: int, flags: int
         held.creator = launcher
         held.filter = launcher.filter
         held.board = launcher.board
-        keep = (theirs.fd, target, root, writer, launcher.board, *range(3, 3 + launcher.bundle.preserve_fds))
+        keep = (theirs.fd, target, root, writer, launcher.board, launcher.trace)
+        keep += tuple(range(3, 3 + launcher.bundle.preserve_fds))
         keep_only(keep)
         if flags:
             namespaces.setns(target, flags)

@@ -216,6 +216,7 @@ class Making:
             "parents": missing_parents(facts.hierarchies, bundle.cgroup),
             "virtualized": bundle.request is not None,
             "bound": self.bound,
+            "own_pids": any(entry.type == "pid" and not entry.path for entry in self.spec.namespaces),
             "annotations": dict(self.spec.annotations),
             "pivot": bundle.pivot,
         }

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 
 from nestrt import jsontext
-from nestrt.act import remove
+from nestrt.act import containers, remove
+from nestrt.act.containers import Container
+from nestrt.act.destroy import destroy
 from nestrt.cli._guests import disconnector, each
+from nestrt.cli.engine import STATE_ROOT, hierarchies_of
 from nestrt.cli.options import Option, parse, usage
-from nestrt.errors import InputError
+from nestrt.errors import InputError, NestrtError, NotFound
 from nestrt.plan.facts import Hierarchy
 from nestrt.plan.request import PARENT, STATE_DIR, state_file
 from nestrt.probe.facts import primary, read_hierarchies
 
 HEAD = """usage: nestrt gc [--all]
 
-Remove what is left of launches that were killed, and of guests that have ended
-and were launched with --rm. Prints each name. Running guests are left alone."""
+Remove what is left of launches and creates that were killed, and of guests that have
+ended and were launched with --rm. Prints each name. Running guests are left alone."""
 OPTIONS = (
     Option("all", "", "also ended guests that were launched without --rm", "a"),
     Option("help", "", "this text", "h"),
@@ -91,6 +95,24 @@ def stale_ids() -> None:
             continue
 
 
+def collect_container(container: Container) -> None:
+    """Remove what a ``create`` or ``run`` that was killed left, and print its id. Engines own the rest."""
+    try:
+        lock = os.open(container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = containers.load(container.root, container.id)
+        if not found.pid:
+            destroy(found, hierarchies_of(found), lambda text: print(f"nestrt: warning: {text}", file=sys.stderr))
+            print(found.id)
+    except (BlockingIOError, NotFound):
+        return  # somebody makes or removes it
+    finally:
+        os.close(lock)
+
+
 def main(argv: list[str]) -> int:
     """Run the command: 0 also when there was nothing to remove, else the status of what could not be."""
     single, _, rest = parse(OPTIONS, argv, "gc")
@@ -101,6 +123,9 @@ def main(argv: list[str]) -> int:
         raise InputError("read", f"argument {rest[0]}", "gc takes no names", "to remove one guest: nestrt delete NAME")
     hierarchies = read_hierarchies(make=True)
     status = each(candidates(hierarchies), lambda name: collect(name, hierarchies, "all" in single))
+    for container in containers.all_containers(STATE_ROOT):
+        if not isinstance(container, NestrtError):
+            collect_container(container)
     stale_ids()
     remove.remove_parent(hierarchies)
     return status

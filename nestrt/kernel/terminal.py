@@ -122,6 +122,16 @@ def set_raw(terminal: int) -> list[Any] | None:
     return before
 
 
+def keep_newlines(terminal: int) -> None:
+    """Let \\n be \\n in what is written to *terminal*, and not \\r\\n: termios(3), ONLCR. Raises OSError."""
+    try:
+        modes = termios.tcgetattr(terminal)
+        modes[1] &= ~termios.ONLCR
+        termios.tcsetattr(terminal, termios.TCSANOW, modes)
+    except termios.error as error:
+        raise OSError(*error.args) from None
+
+
 def restore(terminal: int, before: list[Any] | None) -> None:
     """Give *terminal* the modes that it had. One that has hung up is left alone."""
     if before is None:

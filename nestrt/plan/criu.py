@@ -130,7 +130,7 @@ def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 @record
 class Answer:
-    """A criu_resp. *script* is what a notification is about, *pid* the first process's; *version* is 31701 for 3.17.1."""
+    """A criu_resp. *script* is what a notification is about, *pid* the first process's; *version* 3.17.1 is 31701."""
 
     kind: int
     success: bool
@@ -274,7 +274,7 @@ EXTERNAL_KEYS = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidN
 
 
 def inherited(descriptors: Mapping[int, str]) -> Iterator[tuple[int, str]]:
-    """Which of the first process's *descriptors* 0, 1 and 2, by what /proc shows of them, are the caller's on restore."""
+    """Which of the descriptors 0, 1 and 2, by what they were called when saved, are the caller's on restore."""
     for number, text in descriptors.items():
         if text.startswith(("pipe:[", "file[", "socket:[")):
             yield number, text

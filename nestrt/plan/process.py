@@ -154,7 +154,7 @@ def system_steps(spec: Spec, host_network: bool = False) -> list[Step]:
     steps: list[Step] = []
     if host_network and (theirs := [name for name, _ in spec.sysctl if name.startswith("net.")]):
         reason = "not allowed in host network namespace"
-        raise InputError("set", f"linux.sysctl {shown(theirs[0])}", reason, "let the container have a network of its own")
+        raise InputError("set", f"linux.sysctl {shown(theirs[0])}", reason, "give the container a network of its own")
     if spec.hostname:
         steps.append(SetHostname(spec.hostname))
     if spec.domainname:

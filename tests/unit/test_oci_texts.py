@@ -33,7 +33,7 @@ def test_the_example_is_a_document_without_mistakes(rootless: bool, unified: boo
 
 def test_the_example_is_indented_by_tabs_and_begins_with_the_version() -> None:
     text = example.text(example.config(False, 0, 0))
-    assert text.startswith('{\n\t"ociVersion": "1.2.1",\n\t"process": {\n\t\t"terminal": true,\n')
+    assert text.startswith('{\n\t"ociVersion": "1.0.2",\n\t"process": {\n\t\t"terminal": true,\n')
     assert text == json.dumps(json.loads(text), indent="\t") + "\n"
 
 
