@@ -34,6 +34,8 @@ VERBS = {
     "resume": "let them go on",
     "update": "change limits of a running container",
     "events": "statistics and out-of-memory events of a container",
+    "checkpoint": "save a running container to image files, and end it",
+    "restore": "make a container of image files, and let it go on",
     "list": "all containers",
     "spec": "write a config.json to begin with",
     "features": "what this runtime and host can do, as JSON",

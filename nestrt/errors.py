@@ -22,6 +22,11 @@ from __future__ import annotations
 import os
 
 
+def one_line(text: str) -> str:
+    """*text* as it may be shown: names and paths in it come from users and guests, and a terminal obeys some."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class NestrtError(Exception):
     """One line for the user: operation, object, reason, remedy.
 
@@ -42,8 +47,7 @@ class NestrtError(Exception):
         text = f"cannot {self.operation} {self.obj}: {self.reason}"
         if self.remedy:
             text += f"; {self.remedy}"
-        # Names and paths come from users and guests: one line, nothing a terminal obeys.
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return one_line(text)
 
 
 class InputError(NestrtError):

@@ -53,7 +53,7 @@ def destroy(container: Container, hierarchies: tuple[Hierarchy, ...], warn: Call
     if container.unit:
         from nestrt.act import scope
 
-        scope.stop(container.unit, container.text("owner") != "0")
+        scope.stop(container.unit)
     if rdt := container.text("resctrl"):
         from nestrt.act import attributes
 

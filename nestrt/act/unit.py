@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from nestrt.act.scope import Manager
+from nestrt.kernel.sdbus import is_users
 from nestrt.plan.systemd import parse_path, properties, settled, start_properties
 from nestrt.record import record, replace
 
@@ -28,7 +29,7 @@ class Scope:
 
 def scope_of(spec: Spec, id: str, rules: tuple[DeviceRule, ...]) -> Scope:
     """Raises InputError (cgroupsPath, annotations), HostError (no systemd to ask)."""
-    user = os.geteuid() != 0
+    user = is_users()
     unit = parse_path(spec.cgroups_path, id, user)
     unified = not os.path.exists("/sys/fs/cgroup/systemd")
     with Manager(user) as manager:

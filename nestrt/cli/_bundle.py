@@ -13,7 +13,7 @@ from nestrt.cli.engine import Globals, hierarchies_of, lower, trace, warn
 from nestrt.cli.options import Option
 from nestrt.controllers.oci_devices import with_defaults
 from nestrt.controllers.table import missing
-from nestrt.errors import HostError, InputError, NestrtError, NotFound
+from nestrt.errors import HostError, InputError, NestrtError, NotFound, StateError
 from nestrt.kernel import caps, selfexe
 from nestrt.level.policy import Policy
 from nestrt.oci.document import load, require_process
@@ -98,6 +98,27 @@ def missing_parents(hierarchies: tuple[Hierarchy, ...], group: str) -> list[str]
 def held_names() -> frozenset[str]:
     """The capabilities that this level can give away."""
     return frozenset(map(caps.to_name, caps.current().permitted))
+
+
+def require_vacant(hierarchies: tuple[Hierarchy, ...], container: Container) -> None:
+    """A group with processes is another's, and would be removed with them in the end; in a frozen one nothing starts.
+
+    Raises StateError in runc's words.
+    """
+    if all(not os.path.isdir(h.path(container.cgroup)) for h in hierarchies):
+        return
+    from nestrt.act import freeze, remove  # mostly the group is not there yet
+
+    pids = remove.living(hierarchies, container.cgroup)
+    if pids:
+        reason = f"container's cgroup is not empty: {len(pids)} process(es) found"
+    elif freeze.frozen(container):
+        reason = "container's cgroup unexpectedly frozen"
+    else:
+        return
+    raise StateError(
+        "create", f"container {container.id} in {container.cgroup}", reason, "name another group in linux.cgroupsPath"
+    )
 
 
 class Making:
@@ -197,6 +218,8 @@ class Making:
         if os.geteuid() != 0:
             self.become_root()
         bundle, facts = self.plan()
+        if bundle.cgroup and bundle.driver == "cgroupfs":
+            require_vacant(facts.hierarchies, Container(self.flags.root, self.id, {"cgroup": bundle.cgroup}))
         now = time.time()
         plan = plan_container(bundle, facts, os.urandom(8).hex(), int(now))
         self.lock = containers.reserve(self.flags.root, self.id)

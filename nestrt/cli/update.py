@@ -107,12 +107,13 @@ def apply(container: Container, new: Resources) -> None:
         new = merged = within(limit, merged)
         rules = None if rules is None else narrow.device_rules(limit, rules)
     unit = container.driver == "systemd"
-    wanted = systemd(container, hierarchies, merged, new) if unit else new
+    wanted = systemd(container, hierarchies, merged, new, rules) if unit else new
     try:
         Update(container, hierarchies, old, wanted).carry_out(rules)
     except BaseException:
         if unit:
-            systemd(container, hierarchies, taken_back(old, new), old)
+            before = None if rules is None else device_rules(old, nodes)
+            systemd(container, hierarchies, taken_back(old, new), old, before)
         raise
     limits = marked(merged)
     if rules is not None:
@@ -155,8 +156,17 @@ def device_lines(rules: tuple[DeviceRule, ...]) -> list[str]:
     return [format_rule(rule) for rule in cells if rule.access]
 
 
-def systemd(container: Container, hierarchies: tuple[Hierarchy, ...], whole: Resources, new: Resources) -> Resources:
-    """Tell systemd the *whole* of the limits, so that it keeps them; returns *new* with the quota that it makes."""
+def systemd(
+    container: Container,
+    hierarchies: tuple[Hierarchy, ...],
+    whole: Resources,
+    new: Resources,
+    rules: tuple[DeviceRule, ...] | None,
+) -> Resources:
+    """Tell systemd the *whole* of the limits, so that it keeps them; returns *new* with the quota that it makes.
+
+    *rules* are all device rules where they change: systemd's own program and ours must both allow an access.
+    """
     from nestrt.act.freeze import freeze, frozen, thaw
     from nestrt.act.scope import Manager
     from nestrt.plan import systemd as plan
@@ -165,7 +175,7 @@ def systemd(container: Container, hierarchies: tuple[Hierarchy, ...], whole: Res
     # On v1 systemd takes all devices away for a moment whenever it writes a unit's limits.
     stop = any("devices" in h.controllers for h in hierarchies if h.version == 1) and not frozen(container)
     with Manager() as manager:
-        properties = plan.properties(whole, unified, manager.bus.version())
+        properties = plan.properties(whole, unified, manager.version(), rules)
         if stop:
             freeze(container)
         try:

@@ -37,7 +37,7 @@ from nestrt.plan.facts import Facts
 from nestrt.plan.groups import late_steps, mark
 from nestrt.plan.guest import view_steps
 from nestrt.plan.guest_steps import BecomeRoot, LoopbackUp, OpenTerminal, TakeCgroupNamespace
-from nestrt.plan.host_steps import Attach, AwaitProgram, MapIds, MarkRunning
+from nestrt.plan.host_steps import Attach, AwaitProgram, MakeGroup, MapIds, MarkRunning
 from nestrt.plan.ids import Identity, Ranges, moved_first
 from nestrt.plan.process import (
     after_groups,
@@ -177,6 +177,15 @@ def _placed(bundle: Bundle, facts: Facts, who: Identity, first: bool) -> list[St
     return steps
 
 
+def _below_scope(bundle: Bundle, facts: Facts) -> list[Step]:
+    """systemd puts the process into the scope itself, and a v2 group with processes enables no controllers."""
+    trees = tuple(h for h in facts.hierarchies if h.version == 2)
+    if bundle.request is None or not trees:
+        return []
+    root = bundle.request.guest_root
+    return [*(MakeGroup(h, root) for h in trees), Attach(trees, root)]
+
+
 def _mounts(bundle: Bundle, facts: Facts, who: Identity) -> BundleMounts:
     request = bundle.request
     context = Context(
@@ -263,7 +272,7 @@ def plan_container(bundle: Bundle, facts: Facts, generation: str, created: int) 
         host.append(do.ListenForStart(bundle.socket))
     host.append(_clone(bundle))
     if bundle.driver == "systemd":
-        host += [do.StartScope(bundle.unit, bundle.properties), *groups]
+        host += [do.StartScope(bundle.unit, bundle.properties), *_below_scope(bundle, facts), *groups]
     if (entry := spec.namespace("user")) is not None and not entry.path:
         host.append(MapIds(spec.uid_mappings, spec.gid_mappings))
     host += [*mounts.mapped, *before_groups(process, joins=False), Tell("mapped")]

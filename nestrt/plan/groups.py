@@ -202,7 +202,8 @@ def _guest_root(request: Request, facts: Facts, h: Hierarchy, identity: Identity
     if h.version == 2 and enabled:
         steps.append(EnableControllers(h, limit, enabled))
     for group in [root] if first == root else [root, first]:
-        steps.append(MakeGroup(h, group))
+        # A scope's first process waits in the guest root already.
+        steps.append(MakeGroup(h, group, exist_ok=bool(request.cgroup) and group == root))
         if h.version == 1 and "cpuset" in h.controllers:
             steps.append(FillCpuset(h, group))
     visible = h if h.version == 1 else replace(h, controllers=enabled)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path
 from typing import Any
 
 from support.engines import RUNTIME, STATE, Nest
@@ -79,7 +78,7 @@ class Daemon:
 
     def leftovers(self) -> list[str]:
         """What is there of containers when there should be none: groups, state, mounts, shims."""
-        found = [f"group {group}" for top in groups(self.nest.group) for group in top.glob(f"{self.groups}*")]
+        found = [f"group {group}" for top in groups(self.nest.group) for group in top.glob(self.pattern)]
         for root in self.roots:
             state = self.nest.inside(root)
             found += [f"state {entry}" for entry in (state.iterdir() if state.exists() else ())]
@@ -95,19 +94,20 @@ class Daemon:
             return self.leftovers()
         return []
 
-    # The groups of containers below the Nest's, and where the runtime's state of them is.
-    groups = ""
+    # The names of containers' groups below the Nest's, and where the runtime's state of them is.
+    pattern = "*"
     roots: tuple[str, ...] = (STATE,)
 
 
 class Containerd(Daemon):
     """containerd, and ``ctr`` to ask it; containers are in the groups NEST/ctr-ID."""
 
-    groups = "ctr-"
+    pattern = "ctr-*"
 
     def __init__(self, nest: Nest, archive: str) -> None:
         super().__init__(nest, "containerd")
         self.roots = ("run/containerd/runc/nestrt",)
+        self.runtime = RUNTIME
         path = nest.write("containerd/config.toml", _CONTAINERD.replace("STORE", self.store))
         self.begin("containerd", "--config", path, "--log-level", "warn")
         self("image", "import", archive).ok()
@@ -128,7 +128,7 @@ class Containerd(Daemon):
 
     def group(self, name: str) -> str:
         """The group that the container *name* is told to have."""
-        return f"{self.nest.group}/{self.groups}{name}"
+        return f"{self.nest.group}/ctr-{name}"
 
     def clear(self) -> list[str]:
         """Remove every container; what is left of them afterwards."""
@@ -141,6 +141,8 @@ class Containerd(Daemon):
 
 class Docker(Daemon):
     """dockerd with a containerd of its own, and ``docker`` to ask it; containers are in the groups NEST/ID."""
+
+    pattern = "[0-9a-f]" * 64
 
     def __init__(self, nest: Nest, archive: str) -> None:
         super().__init__(nest, "docker")
@@ -196,11 +198,3 @@ class Docker(Daemon):
         if ids:
             self("rm", "-f", *ids)
         return self.wait_until_clear()
-
-    def leftovers(self) -> list[str]:
-        found = [f"group {group}" for top in groups(self.nest.group) for group in top.iterdir() if _is_id(group)]
-        return found + super().leftovers()
-
-
-def _is_id(path: Path) -> bool:
-    return len(path.name) == 64

@@ -43,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": {"act", "plan", "kernel", "probe", "controllers", "level", "net", "host", "guest", "oci"},
 }
 # What starts a command, top down.
-TOP = {"nestrt.start": {"__main__"}, "nestrt.__main__": {"cli", "kernel", "errors"}}
+TOP = {"nestrt.start": {"__main__", "act"}, "nestrt.__main__": {"cli", "kernel", "errors"}}
 PURE = ("oci", "level", "controllers", "plan")
 OPENING = {
     "open", "os.open", "os.fdopen", "os.listdir", "os.scandir", "os.walk", "os.stat", "os.lstat", "os.readlink",

@@ -1,0 +1,305 @@
+"""``criu swrk``: one process of CRIU for one dump or restore, and what is said with it.
+
+::
+
+    runtime ── fork ──▶ helper: words on the socket until it stands where it should
+       │                   (own groups, cgroup namespace, mounts)
+       │                execve: criu swrk 3
+       │ request ────────▶ │
+       │ ◀─ notification ─ │   (again and again, each with a reply)
+       │ ◀─ response ───── │
+
+The restored first process is CRIU's sibling: the runtime's own child.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import stat
+
+from nestrt.errors import HostError, InputError, KernelError, NestrtError
+from nestrt.kernel import mount, namespaces, pidfd
+from nestrt.plan import criu as rpc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import NoReturn
+
+    from nestrt.plan.criu import Answer, Value
+
+SOCKET = 3
+MESSAGE = 1 << 18
+LOG_LIMIT = 4 << 20
+MS_PRIVATE, MS_REC = 0x40000, 0x4000
+# The oldest whose RPC has all that is asked for here: external pid namespaces.
+OLDEST = 31500
+
+
+def find(program: str) -> str:
+    """The path of the criu binary. Raises HostError where there is none."""
+    places = [program] if "/" in program else [f"{d}/{program}" for d in os.environ.get("PATH", "").split(":") if d]
+    if "/" not in program:
+        places += [f"/usr/local/sbin/{program}", f"/usr/sbin/{program}", f"/sbin/{program}"]
+    for place in places:
+        if os.access(place, os.X_OK) and os.path.isfile(place):
+            return place
+    raise HostError(
+        "find", f"criu ({program})", "executable file not found in $PATH", "install criu, or name it: --criu PATH"
+    )
+
+
+class Service:
+    """One helper process that becomes ``criu swrk``. Raises OSError where it cannot be made."""
+
+    def __init__(self, program: str, inside: Callable[[_socket.socket], None], keep: Iterable[int] = ()) -> None:
+        """*inside* is run by the helper before it becomes CRIU; *keep* come to stand at descriptors 4, 5 and so on."""
+        self.program = program
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
+        self.sock = ours
+        os.set_inheritable(ours.fileno(), False)
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(program, theirs, inside, tuple(keep))
+        theirs.close()
+        self.pidfd = os.pidfd_open(self.pid)
+        self.ended = False
+
+    def tell(self, word: str) -> None:
+        """Let the helper go on. Raises NestrtError where it has ended."""
+        try:
+            self.sock.send(word.encode(), _socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise self._gone() from error
+
+    def wait(self, word: str) -> None:
+        """Wait for the helper's *word*. Raises NestrtError with what it says instead."""
+        found = self.sock.recv(MESSAGE)
+        if found != word.encode():
+            raise self._said(found)
+
+    def _said(self, data: bytes) -> NestrtError:
+        number, sign, what = data.decode("utf-8", "replace").partition(" ")
+        if sign and number.isdigit():
+            return KernelError("run", f"{self.program}: {what}", int(number))
+        return self._gone()
+
+    def _gone(self) -> NestrtError:
+        return NestrtError("run", self.program, "it has ended without an answer", "see the log in the work directory")
+
+    def ask(
+        self, kind: int, options: Iterable[tuple[str, Value]], notified: Callable[[Answer, int], None] | None = None
+    ) -> Answer:
+        """One request; *notified* is told of each notification, with the descriptor that came along or -1: an
+        exception of it makes CRIU undo what it has done, and is raised here. Raises NestrtError where CRIU ends."""
+        self.tell_bytes(rpc.request(kind, options))
+        failure: BaseException | None = None
+        while True:
+            data, control, _, _ = self.sock.recvmsg(MESSAGE, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
+            if not data:
+                raise failure or self._gone()
+            found = rpc.answer(data)
+            if found.kind != rpc.NOTIFY:
+                if failure is not None:
+                    raise failure
+                return found
+            descriptor = _descriptor(control)
+            try:
+                if notified:
+                    notified(found, descriptor)
+            except BaseException as error:
+                failure = failure or error
+            finally:
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self.tell_bytes(rpc.reply(failure is None))
+
+    def tell_bytes(self, data: bytes) -> None:
+        try:
+            self.sock.send(data, _socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise self._gone() from error
+
+    def close(self, patience: float = 10.0) -> None:
+        """Let CRIU end, and end it if it does not."""
+        if self.ended:
+            return
+        self.sock.close()
+        if not pidfd.wait(self.pidfd, patience):
+            pidfd.send_signal(self.pidfd, 9)
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+        self.ended = True
+
+
+def _descriptor(control: list[tuple[int, int, bytes]]) -> int:
+    for level, kind, content in control:
+        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS) and len(content) >= 4:
+            return int.from_bytes(content[:4], "little")
+    return -1
+
+
+def _become(
+    program: str, sock: _socket.socket, inside: Callable[[_socket.socket], None], keep: tuple[int, ...]
+) -> NoReturn:
+    """In the helper: do what *inside* says, and be CRIU."""
+    try:
+        inside(sock)
+        # First above all that is used, then into place: nothing is overwritten before it has been copied.
+        wanted = [sock.fileno(), *keep]
+        high = [os.dup2(fd, 200 + number) for number, fd in enumerate(wanted)]
+        for number, fd in enumerate(high):
+            os.dup2(fd, SOCKET + number)
+        os.closerange(SOCKET + len(wanted), 4096)
+        os.execve(program, [program, "swrk", str(SOCKET)], dict(os.environ))
+    except OSError as error:
+        what = f"{error.errno or 0} {error.filename or ''}"
+        try:
+            sock.send(what.encode("utf-8", "replace"))
+        except OSError:
+            os.write(SOCKET, what.encode("utf-8", "replace"))
+    finally:
+        os._exit(1)
+
+
+def enter_cgroup_namespace(pid: int) -> Callable[[_socket.socket], None]:
+    """For the helper of a dump: stand in the cgroup namespace of *pid*, where its mounts are what they are to it."""
+
+    def inside(sock: _socket.socket) -> None:
+        fd = os.open(f"/proc/{pid}/ns/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+        namespaces.setns(fd, namespaces.CLONE_NEWCGROUP)
+        os.close(fd)
+
+    return inside
+
+
+def take_place(
+    own_namespace: bool, rootfs: str, root: str, targets: tuple[tuple[str, bool], ...]
+) -> Callable[[_socket.socket], None]:
+    """For the helper of a restore: be moved to the groups, with *own_namespace* take the cgroup namespace there, and
+    have *rootfs* mounted at *root*, which nobody else sees. *targets* are (mountpoint in it, whether it is a file)."""
+
+    def inside(sock: _socket.socket) -> None:
+        sock.recv(16)
+        if own_namespace:
+            namespaces.unshare(namespaces.CLONE_NEWCGROUP)
+        sock.send(b"rooted")
+        sock.recv(16)
+        namespaces.unshare(namespaces.CLONE_NEWNS)
+        mount.propagation("/", MS_REC | MS_PRIVATE)
+        tree = mount.open_tree(rootfs, recursive=True)
+        mount.move_mount(tree, root)
+        os.close(tree)
+        if targets:
+            _make_targets(root, targets)
+
+    return inside
+
+
+def _make_targets(root: str, targets: tuple[tuple[str, bool], ...]) -> None:
+    """What the mounts of the image need in the root filesystem. A child does it with its root there: so no symlink of
+    the image leads out."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.chroot(root)
+            os.chdir("/")
+            for target, is_file in targets:
+                if os.path.lexists(target):
+                    continue
+                os.makedirs(os.path.dirname(target) if is_file else target, 0o755, exist_ok=True)
+                if is_file:
+                    os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
+        except OSError:
+            pass  # CRIU says which mount it could not make
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def version(program: str) -> int:
+    """CRIU's version as a number: 31701 is 3.17.1. Raises HostError for one that is too old, NestrtError."""
+    service = Service(program, lambda sock: None)
+    try:
+        found = service.ask(rpc.VERSION, ()).version
+    finally:
+        service.close()
+    if found < OLDEST:
+        reason = f"version {found // 10000}.{found // 100 % 100} is too old"
+        raise HostError("use", program, reason, "install CRIU 3.15 or later")
+    return found
+
+
+def directory(path: str, what: str) -> int:
+    """Open the directory *path*, made if it is not there. Raises InputError."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise InputError("make", f"{what} {path}", (error.strerror or "").lower(), "name another") from error
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputError("open", f"{what} {path}", (error.strerror or "").lower(), "name a directory") from error
+
+
+def read_log(place: int, name: str) -> str:
+    """The end of CRIU's log in the directory *place*; "" where there is none."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=place)
+    except OSError:
+        return ""
+    try:
+        size = os.fstat(fd).st_size
+        return os.pread(fd, LOG_LIMIT, max(0, size - LOG_LIMIT)).decode("utf-8", "replace")
+    finally:
+        os.close(fd)
+
+
+def explain(operation: str, id: str, log: str, where: str, given: str = "") -> NestrtError:
+    """The error for a request that CRIU refused, by its *log*, which is the file *where*."""
+    known = rpc.known_failure(log)
+    if known:
+        reason, _, remedy = known.partition("; ")
+        return HostError(operation, f"container {id}", f"criu failed: {reason}", remedy)
+    said = rpc.errors(log) or given or "it says nothing"
+    return HostError(operation, f"container {id}", f"criu failed: {said}", f"see {where}")
+
+
+def descriptors(pid: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What descriptors 0, 1 and 2 of *pid* are to CRIU, and which of these are files from outside its mounts.
+
+    A pipe is called as /proc shows it, a file of a mount that is not the container's ``file[MOUNT:INODE]``, anything
+    else "". Raises OSError.
+    """
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mounts = {line.split(" ", 1)[0] for line in file}
+    names = []
+    outside = []
+    for number in range(3):
+        try:
+            link = os.readlink(f"/proc/{pid}/fd/{number}")
+        except FileNotFoundError:
+            names.append("")
+            continue
+        found = os.stat(f"/proc/{pid}/fd/{number}")
+        place = _mount_of(pid, number)
+        if link.startswith("pipe:["):
+            names.append(link)
+        elif stat.S_ISREG(found.st_mode) and place not in mounts:
+            names.append(f"file[{int(place):x}:{found.st_ino:x}]")
+            outside.append(names[-1])
+        else:
+            names.append("")
+    return tuple(names), tuple(dict.fromkeys(outside))
+
+
+def _mount_of(pid: int, number: int) -> str:
+    with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii", errors="replace") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name == "mnt_id":
+                return value.strip()
+    return "0"
