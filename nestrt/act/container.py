@@ -19,7 +19,7 @@ from nestrt.kernel.libc import syscall
 from nestrt.oci.state import state
 from nestrt.plan import container_steps as do
 from nestrt.plan.container import Bundle
-from nestrt.plan.steps import Plan, Step
+from nestrt.plan.steps import Plan, Step, Wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -240,11 +240,21 @@ def _start_scope(launcher: Creator, step: do.StartScope) -> None:
     scope.start(step.unit, step.properties, launcher.pid)
 
 
+def _wait(launcher: Creator, step: Wait) -> None:
+    host.STEPS[Wait](launcher, step)
+    if step.word == "mounted":
+        # Attached by now: held here they would keep what they come from busy as long as a foreground ``run`` lasts.
+        for fd in (launcher.tree, *launcher.binds.values()):
+            os.close(fd)
+        launcher.tree, launcher.binds = -1, {}
+
+
 HOST: dict[type[Step], Callable[..., None]] = {
     **host.STEPS,
     **bundle_mounts.HOST,
     **attributes.HOST,
     **seccomp.HOST,
+    Wait: _wait,
     do.CloneInto: _clone_into,
     do.RunHooks: _run_hooks,
     do.ListenForStart: _listen,

@@ -92,9 +92,8 @@ def _enter_and_clone(launcher: Creator, theirs: Channel, target: int, flags: int
         held.creator = launcher
         held.filter = launcher.filter
         held.board = launcher.board
-        keep = (theirs.fd, target, root, writer, launcher.board, launcher.trace)
-        keep += tuple(range(3, 3 + launcher.bundle.preserve_fds))
-        keep_only(keep)
+        handed = range(3, 3 + launcher.bundle.preserve_fds)
+        keep_only((theirs.fd, target, root, writer, launcher.board, launcher.trace, *handed))
         if flags:
             namespaces.setns(target, flags)
         if not os.path.samestat(os.fstat(root), os.stat("/")):

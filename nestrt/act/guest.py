@@ -101,7 +101,7 @@ def _open_terminal(guest: Guest, step: do.OpenTerminal) -> None:
     os.close(master)
     if step.console:
         # /dev/console is what a first process, systemd above all, expects its terminal to be.
-        mounts.put(mount.open_tree(guest.pty), mounts.open_target("/dev/console", directory=False))
+        mounts.put(mount.open_tree("", False, slave), mounts.open_target("/dev/console", directory=False))
     terminal.make_controlling(slave)
 
 

@@ -53,21 +53,22 @@ def signal_first(container: Container, number: int) -> None:
         freeze.thaw(container)  # on v1 the frozen cannot die
 
 
-def signal_all(container: Container, hierarchies: tuple[Hierarchy, ...], number: int) -> None:
+def signal_all(container: Container, hierarchies: tuple[Hierarchy, ...], number: int) -> bool:
     """Send *number* to every process in the container's groups, its child groups included.
 
-    Without groups, to the first one. Raises StateError where none is there.
+    Without groups, to the first one. Returns whether any process was there: none is no error, as under runc.
     """
     if not container.cgroup:
-        signal_first(container, number)
-        return
+        if container.alive():
+            signal_first(container, number)
+            return True
+        return False
     pids = remove.living(hierarchies, container.cgroup)
-    if not pids:
-        raise _not_running(container)
     for pid in pids:
         try:
             os.kill(pid, number)
         except ProcessLookupError:
             continue
-    if number == _signal.SIGKILL:
+    if pids and number == _signal.SIGKILL:
         remove.kill(hierarchies, container.cgroup)
+    return bool(pids)

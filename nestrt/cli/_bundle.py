@@ -223,27 +223,7 @@ class Making:
         now = time.time()
         plan = plan_container(bundle, facts, os.urandom(8).hex(), int(now))
         self.lock = containers.reserve(self.flags.root, self.id)
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-        document = {
-            "v": containers.VERSION,
-            "id": self.id,
-            "ociVersion": self.spec.version,
-            "bundle": self.bundle_path,
-            "rootfs": self.rootfs,
-            "created": f"{stamp}.{int(now % 1 * 1e9):09d}Z",
-            "owner": self.owner,
-            "boot": containers.boot_id(),
-            "cgroup": bundle.cgroup,
-            "driver": bundle.driver,
-            "unit": bundle.unit,
-            "parents": missing_parents(facts.hierarchies, bundle.cgroup),
-            "virtualized": bundle.request is not None,
-            "bound": self.bound,
-            "own_pids": any(entry.type == "pid" and not entry.path for entry in self.spec.namespaces),
-            "annotations": dict(self.spec.annotations),
-            "pivot": bundle.pivot,
-        }
-        self.container = Container(self.flags.root, self.id, document)
+        self.container = Container(self.flags.root, self.id, self.document(bundle, facts, now))
         pid_file = self.single.get("pid-file", "")
         creator = Creator(plan, bundle, self.container, signals, os.path.abspath(pid_file) if pid_file else "")
         try:
@@ -261,6 +241,30 @@ class Making:
             self.undo()
             raise
         return creator
+
+    def document(self, bundle: Bundle, facts: Facts, now: float) -> dict[str, object]:
+        """What the state file begins with: all that is needed to remove what is made from here on."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+        return {
+            "v": containers.VERSION,
+            "id": self.id,
+            "ociVersion": self.spec.version,
+            "bundle": self.bundle_path,
+            "rootfs": self.rootfs,
+            "created": f"{stamp}.{int(now % 1 * 1e9):09d}Z",
+            "owner": self.owner,
+            "boot": containers.boot_id(),
+            "cgroup": bundle.cgroup,
+            "driver": bundle.driver,
+            "unit": bundle.unit,
+            "parents": missing_parents(facts.hierarchies, bundle.cgroup),
+            "virtualized": bundle.request is not None,
+            "bound": self.bound,
+            "own_pids": any(entry.type == "pid" and not entry.path for entry in self.spec.namespaces),
+            "annotations": dict(self.spec.annotations),
+            "pivot": bundle.pivot,
+            "shares_pids": pid is None or bool(pid.path),
+        }
 
     def unlimited(self) -> None:
         """There is no group that may be made here: said, and an error if the document asks for limits."""

@@ -12,7 +12,7 @@ import time
 
 from nestrt import jsontext
 from nestrt.cli.options import Option, parse_go, usage
-from nestrt.errors import InputError, NestrtError
+from nestrt.errors import InputError, NestrtError, one_line
 from nestrt.record import record
 
 TYPE_CHECKING = False
@@ -99,18 +99,27 @@ def _entry(flags: Globals, level: str, message: str) -> bytes:
 
 def _open_log(flags: Globals) -> int:
     """The log file's descriptor, -1 where it cannot be opened, which is said."""
+    # A named pipe that nobody reads, or reads too slowly, must not hold up the verb.
+    mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
     try:
-        return os.open(flags.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        return os.open(flags.log, mode, 0o644)
     except OSError as error:
-        sys.stderr.write(f"nestrt: cannot write log {flags.log}: {error.strerror}\n")
+        _no_log(flags, error)
         return -1
+
+
+def _no_log(flags: Globals, error: OSError) -> None:
+    sys.stderr.write(one_line(f"nestrt: cannot write log {flags.log}: {error.strerror}") + "\n")
 
 
 def write_log(flags: Globals, level: str, message: str) -> None:
     """Add one entry to the log file, if there is one."""
     fd = _open_log(flags) if flags.log else -1
     if fd >= 0:
-        os.write(fd, _entry(flags, level, message))
+        try:
+            os.write(fd, _entry(flags, level, message))
+        except OSError as error:
+            _no_log(flags, error)
         os.close(fd)
 
 
@@ -125,13 +134,17 @@ def trace(flags: Globals, creator: Creator) -> None:
 
     def observe(side: str, step: Step) -> None:
         if creator.trace >= 0:
-            os.write(creator.trace, _entry(flags, "debug", f"{side}: {step.describe()}"))
+            try:
+                os.write(creator.trace, _entry(flags, "debug", f"{side}: {step.describe()}"))
+            except OSError:
+                pass  # a full disk, a pipe whose reader has gone: no reason for a step to fail
 
     creator.observe = observe
 
 
 def warn(flags: Globals, message: str) -> None:
     """A warning: into the log, or to standard error where there is none."""
+    message = one_line(message)
     if flags.log:
         write_log(flags, "warning", message)
     else:
@@ -146,6 +159,7 @@ def report(flags: Globals, error: Exception, verb: str) -> None:
         message = f"cannot {verb}{f' {error.filename}' if error.filename else ''}: {lower(error)}"
     else:
         message = f"cannot {verb}: {type(error).__name__}: {error}; this is a bug of nestrt"
+    message = one_line(message)
     write_log(flags, "error", message)
     sys.stderr.write(f"nestrt: {message}\n")
 

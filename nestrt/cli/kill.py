@@ -8,6 +8,7 @@ from nestrt.cli.engine import Globals, hierarchies_of, words
 from nestrt.cli.options import Option
 from nestrt.errors import InputError
 
+KILL = 9
 TEXT = "usage: nestrt kill [--all] ID [SIGNAL]\n\nSend SIGNAL (default: SIGTERM) to the container's first process."
 OPTIONS = (Option("all", "", "to all of its processes", "a"),)
 
@@ -25,6 +26,10 @@ def main(flags: Globals, argv: list[str]) -> int:
     if "all" in single:
         signal_all(container, hierarchies_of(container), number)
         return 0
+    # Without a pid namespace of its own the others live on, and nothing would end them.
+    if number == KILL and container.cgroup and container.document.get("shares_pids"):
+        if signal_all(container, hierarchies_of(container), number):
+            return 0
     container.require("kill", "created", "running", "paused")
     if number == 9 and container.cgroup and container.document.get("own_pids") is False:
         # Without a pid namespace of its own nothing else ends what the first process has started.
