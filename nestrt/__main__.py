@@ -55,6 +55,14 @@ def usage() -> str:
 
 def main(argv: list[str]) -> int:
     """Run one command; returns its exit status (errors.py lists them)."""
+    if sys.stdout is None or sys.stderr is None:  # closed by the caller
+        import os
+
+        while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+            os.set_inheritable(fd, True)
+        os.close(fd)
+        sys.stdout = sys.stdout or open(1, "w", closefd=False)
+        sys.stderr = sys.stderr or open(2, "w", closefd=False)
     if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
         out = sys.stdout if len(argv) > 1 else sys.stderr
         out.write(usage())

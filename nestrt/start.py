@@ -183,12 +183,6 @@ def run(argv: list[str]) -> None:
         sys.meta_path.insert(0, Finder(codes))
     from nestrt.__main__ import main
 
-    if sys.stdout is None or sys.stderr is None:  # closed by the caller
-        from nestrt.act.pipes import open_standard
-
-        open_standard()
-        sys.stdout = sys.stdout or open(1, "w", closefd=False)
-        sys.stderr = sys.stderr or open(2, "w", closefd=False)
     status = main(argv)
     try:
         sys.stdout.flush()

@@ -263,7 +263,6 @@ class Making:
             "own_pids": any(entry.type == "pid" and not entry.path for entry in self.spec.namespaces),
             "annotations": dict(self.spec.annotations),
             "pivot": bundle.pivot,
-            "shares_pids": pid is None or bool(pid.path),
         }
 
     def unlimited(self) -> None:

@@ -256,9 +256,12 @@ class Dumping:
             host = rpc.placed(file.read())
         targets = rpc.external(own, host, self.spec)
         names, files = criu.descriptors(pid)
-        document = checkpoint_document(Checkpoint(names, targets, self.inside))
+        document = checkpoint_document(
+            Checkpoint(names, targets, self.inside, self.spec.uid_mappings, self.spec.gid_mappings)
+        )
         self._write(CHECKPOINT, jsontext.dumps(document))
-        return [("external", f"mnt[{target}]:{target}") for target in targets] + [("external", name) for name in files]
+        found: list[tuple[str, Value]] = [("external", f"mnt[{target}]:{target}") for target in targets]
+        return [*found, *(("external", name) for name in files)]
 
     def _write(self, name: str, text: str) -> None:
         containers.write_file(f"/proc/self/fd/{self.image}/{name}", text)

@@ -74,6 +74,8 @@ def delete_one(flags: Globals, name: str, force: bool) -> None:
         if not force:
             raise OwnStatus(error) from error
         return
+    except containers.Foreign:
+        raise
     except NestrtError:
         if not force:
             raise

@@ -27,13 +27,9 @@ def main(flags: Globals, argv: list[str]) -> int:
         signal_all(container, hierarchies_of(container), number)
         return 0
     # Without a pid namespace of its own the others live on, and nothing would end them.
-    if number == KILL and container.cgroup and container.document.get("shares_pids"):
+    if number == KILL and container.cgroup and container.document.get("own_pids") is False:
         if signal_all(container, hierarchies_of(container), number):
             return 0
     container.require("kill", "created", "running", "paused")
-    if number == 9 and container.cgroup and container.document.get("own_pids") is False:
-        # Without a pid namespace of its own nothing else ends what the first process has started.
-        signal_all(container, hierarchies_of(container), number)
-        return 0
     signal_first(container, number)
     return 0

@@ -301,11 +301,15 @@ FAILURES = (
 )
 
 
+# Said in every log of an unprivileged or small machine, whatever comes of it; and what only says that it failed.
+NOISE = ("RLIMIT_NOFILE", "tun: Unable to create tun", "FAILED")
+
+
 def errors(log: str, count: int = 2) -> str:
-    """The last *count* errors of a log, in one line: what CRIU itself says."""
+    """The first errors of a log, which are the cause of the others, in one line: what CRIU itself says."""
     found = []
     for line in log.splitlines():
         _, sign, text = line.partition("Error ")
-        if sign and "RLIMIT_NOFILE" not in text:
+        if sign and not any(noise in text for noise in NOISE):
             found.append(text.partition("): ")[2] or text)
-    return ": ".join(reversed(found[-count:]))[:400]
+    return ": ".join(found[:count])[:400]

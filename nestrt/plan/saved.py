@@ -119,11 +119,13 @@ class Tree:
 @record
 class Checkpoint:
     """*descriptors* 0, 1, 2 as CRIU calls them; *external* the targets of mounts from outside; *inside*: CRIU ran in
-    the container's own cgroup namespace."""
+    the container's own cgroup namespace. *uids*, *gids* map the ids of its user namespace, () without one."""
 
     descriptors: tuple[str, ...] = ()
     external: tuple[str, ...] = ()
     inside: bool = False
+    uids: tuple[tuple[int, int, int], ...] = ()
+    gids: tuple[tuple[int, int, int], ...] = ()
 
 
 def group_path(value: Any) -> str:
@@ -154,6 +156,13 @@ def _owner(value: Any) -> tuple[str, int, int]:
         raise Wrong("it is not a name and two ids", "restore from an image that nestrt wrote")
     number = integer(0, ID)
     return (file_name(value[0]) if value[0] != "" else ""), number(value[1]), number(value[2])
+
+
+def _range(value: Any) -> tuple[int, int, int]:
+    if type(value) is not list or len(value) != 3:
+        raise Wrong("it is not three numbers", "restore from an image that nestrt wrote")
+    number = integer(0, ID + 1)
+    return number(value[0]), number(value[1]), number(value[2])
 
 
 def _word(value: Any) -> str:
@@ -215,6 +224,8 @@ def parse_checkpoint(value: Any) -> Checkpoint:
         "descriptors": ("descriptors", list_of(text)),
         "external": ("external", list_of(absolute)),
         "inside": ("inside", boolean),
+        "uids": ("uids", list_of(_range)),
+        "gids": ("gids", list_of(_range)),
     }
     return record_of(Checkpoint, table, ("descriptors", "external", "inside"))(value)
 
@@ -252,6 +263,8 @@ def checkpoint_document(saved: Checkpoint) -> dict[str, Any]:
         "descriptors": list(saved.descriptors),
         "external": list(saved.external),
         "inside": saved.inside,
+        "uids": [list(one) for one in saved.uids],
+        "gids": [list(one) for one in saved.gids],
     }
 
 
@@ -263,5 +276,3 @@ def shifted(id: int, old: tuple[tuple[int, int, int], ...], new: tuple[tuple[int
             wanted = inside + id - outside
             return next((o + wanted - i for i, o, c in new if i <= wanted < i + c), None)
     return id if not old else None
-
-

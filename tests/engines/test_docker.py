@@ -1,10 +1,167 @@
-def test_a(docker):
-    print(docker("info").out)
-    print(docker.run("--rm", "--", "cat", "/proc/self/cgroup"))
-    print(docker.run("-d", "--name", "two", "--memory", "67108864", "--", "sleep", "100"))
-    for w in (("ps",), ("top", "two"), ("stats", "--no-stream", "two"), ("exec", "-t", "two", "tty"), ("exec", "two", "cat", "/proc/self/cgroup"), ("pause", "two"), ("ps",), ("unpause", "two"), ("exec", "two", "nosuch"), ("run", "--rm", "localhost/busybox", "nosuch"),  ("run", "--rm", "localhost/busybox", "/etc"), ("update", "--memory", "32m", "--memory-swap", "32m", "two"), ("exec", "two", "ip", "a"), ("kill", "two"), ("ps", "-a")):
-        print(docker(*w))
-    import subprocess
-    print(subprocess.run(["find", str(docker.nest.inside("run")), "-maxdepth", "5"], capture_output=True, text=True).stdout)
-    print(subprocess.run(["find", str(docker.nest.inside(docker.store + "/exec")), "-maxdepth", "4"], capture_output=True, text=True).stdout)
-    print(docker.told())
+"""dockerd from the distribution's package, with nestrt as its default runtime.
+
+::
+
+    /nestrt-engines-PID/ID      the group that docker names: limits, processes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from support.daemons import DOCKER, Docker
+from support.engines import group_of
+from support.guests import parse, script
+from support.hostside import group_file, groups, read
+from support.podman import IMAGE, on_terminal
+from support.runner import wait_for
+
+SLEEP = ("--", "sleep", "1000")
+
+
+def pid(docker: Docker, name: str) -> int:
+    return int(docker.inspect(name)["State"]["Pid"])
+
+
+@pytest.mark.parametrize(
+    ("command", "expected", "told"),
+    [
+        (("sh", "-c", "echo out; echo wrong >&2; exit 3"), 3, "wrong"),
+        (("nosuch",), 127, 'exec: "nosuch": executable file not found in $PATH'),
+        (("/etc",), 126, 'exec: "/etc": permission denied'),
+    ],
+)
+def test_run(docker: Docker, command: tuple[str, ...], expected: int, told: str) -> None:
+    result = docker.run("--rm", "--", *command)
+    assert result.rc == expected, result
+    assert told in result.err, result
+    assert result.out == ("out\n" if expected == 3 else "")
+
+
+def test_standard_streams_and_files(docker: Docker) -> None:
+    questions = {
+        "given": "cat /proc/self/fd/3 2>/dev/null; echo $A; pwd; id -u; id -G; hostname",
+        "root": "touch /x",
+        "tmpfs": "touch /t/x && df -k /t | tail -1",
+        "bound": "ls /mnt/daemon.json && touch /mnt/x",
+        "device": "head -c 1 /dev/zzz | wc -c",
+        "rights": "grep -E 'CapEff|Seccomp:' /proc/self/status",
+        "pid1": "cat /proc/1/cmdline | tr '\\0' ' '",
+        "shm": "df -k /dev/shm | tail -1",
+        "dns": "grep 198.51.100.7 /etc/resolv.conf",
+    }
+    options = (
+        *("--rm", "-e", "A=b c", "-w", "/tmp", "--hostname", "box", "--read-only", "--tmpfs", "/t:size=2m"),
+        *("-v", f"{docker.store}:/mnt:ro", "--device", "/dev/zero:/dev/zzz:r", "--init", "--shm-size", "3m"),
+        *("--cap-drop", "ALL", "--dns", "198.51.100.7", "--group-add", "60"),
+    )
+    answers = parse(docker.run(*options, "--", "sh", "-c", script(questions)).ok().out)
+    assert answers.text("given").splitlines() == ["b c", "/tmp", "0", "0 60", "box"]
+    assert "Read-only" in answers.refused("root")
+    assert "2048" in answers.text("tmpfs")
+    assert "Read-only" in answers.refused("bound")
+    assert answers.text("device") == "1"
+    assert answers.text("rights").split() == ["CapEff:", "0" * 16, "Seccomp:", "2"]
+    assert "init" in answers.text("pid1")
+    assert "3072" in answers.text("shm")
+    answers.text("dns")
+    result = docker.run("--rm", "-i", "-u", "1000", "--", "sh", "-c", "cat; id -u", input="given\n").ok()
+    assert result.out == "given\n1000\n"
+    docker.run("--rm", "--privileged", "--", "mount", "-t", "tmpfs", "none", "/mnt").ok()
+
+
+def test_a_real_terminal(docker: Docker) -> None:
+    """``docker run -it`` on a terminal of 33 x 111: the container's gets that size, and keys arrive."""
+    asked = "while [ \"$(stty size)\" != '33 111' ]; do sleep 0.1; done; stty size; tty; read x; echo got $x; exit 4"
+    argv = docker.nest.words(DOCKER, "run", "--rm", "-it", IMAGE, "sh", "-c", asked)
+    rc, text = on_terminal(argv, "word\r", env={**docker.nest.env, **docker.env}, rows=33, columns=111)
+    assert rc == 4, text
+    assert "33 111" in text
+    assert "/dev/pts/0" in text
+    assert "got word" in text
+
+
+def test_exec(docker: Docker) -> None:
+    name = docker.start("-e", "A=b", *SLEEP)
+    found = docker("exec", "-e", "C=d", "-w", "/tmp", "-u", "1000", name, "sh", "-c", "echo $A$C; pwd; id -u; exit 5")
+    assert (found.rc, found.out.split()) == (5, ["bd", "/tmp", "1000"]), found
+    assert docker("exec", "-i", name, "cat", input="given").ok().out == "given"
+    assert docker("exec", "-t", name, "tty").ok().out.strip() == "/dev/pts/0"
+    refused = docker("exec", name, "nosuch")
+    assert refused.rc in (126, 127)  # the engine's choice: 126 up to 20.10, 127 from 23 on
+    assert "executable file not found in $PATH" in refused.out + refused.err
+    docker("exec", "-d", name, "sleep", "999").ok()
+    members = group_file("pids", docker.group(name), "cgroup.procs", "cgroup.procs")
+    wait_for(lambda: len(members.read_text().split()) == 2, "the command in the background")
+    assert "sleep 999" in docker("top", name).ok().out
+    assert f" {pid(docker, name)} " in docker("top", name).out
+
+
+def test_life(docker: Docker) -> None:
+    """Detached: logs, pause, kill, stop, start, restart, rm; its groups come and go with it."""
+    program = "trap 'echo one' USR1; trap 'echo ending; exit 7' TERM; echo begun; while :; do sleep 0.1; done"
+    name = docker.start("--", "sh", "-c", program)
+    wait_for(lambda: "begun" in docker("logs", name).out, "its log")
+    group = docker.group(name)
+    assert set(group_of(pid(docker, name)).values()) == {group}
+    docker("pause", name).ok()
+    assert docker.inspect(name)["State"]["Status"] == "paused"
+    stat = Path(f"/proc/{pid(docker, name)}/stat")
+    before = stat.read_text()
+    time.sleep(0.3)
+    assert stat.read_text() == before
+    docker("unpause", name).ok()
+    docker("kill", "-s", "USR1", name).ok()
+    wait_for(lambda: "one" in docker("logs", name).out, "the signal")
+    docker("stop", name).ok()
+    assert docker.inspect(name)["State"]["ExitCode"] == 7
+    assert "ending" in docker("logs", name).out
+    assert not groups(group)
+    docker("start", name).ok()
+    assert docker.inspect(name)["State"]["Status"] == "running"
+    docker("kill", name).ok()
+    assert docker("wait", name).ok().out.strip() == "137"
+    docker("rm", name).ok()
+
+
+def test_limits(docker: Docker) -> None:
+    """What is asked for stands on docker's group, is shown by stats, and can be changed while it runs."""
+    options = ("--memory", "64m", "--memory-swap", "64m", "--cpus", "0.5", "--pids-limit", "30", "--cpuset-cpus", "0")
+    name = docker.start(*options, "--cpu-shares", "512", *SLEEP)
+    group = docker.group(name)
+    assert read("memory", group, "memory.limit_in_bytes", "memory.max") == str(64 << 20)
+    assert read("pids", group, "pids.max", "pids.max") == "30"
+    assert read("cpu", group, "cpu.cfs_quota_us", "cpu.max").split()[0] == "50000"
+    assert read("cpuset", group, "cpuset.cpus", "cpuset.cpus") == "0"
+    row = json.loads(docker("stats", "--no-stream", "--format", "{{json .}}", name).ok().out)
+    assert row["MemUsage"].endswith(" / 64MiB"), row
+    assert row["PIDs"] == "1"
+    docker("update", "--memory", "32m", "--memory-swap", "32m", "--cpus", "0.25", "--pids-limit", "40", name).ok()
+    assert read("memory", group, "memory.limit_in_bytes", "memory.max") == str(32 << 20)
+    assert read("cpu", group, "cpu.cfs_quota_us", "cpu.max").split()[0] == "25000"
+    assert read("pids", group, "pids.max", "pids.max") == "40"
+
+
+def test_networks(docker: Docker) -> None:
+    """none, host, another container's, and docker's bridge, on which one container reaches another."""
+    assert docker.run("--rm", "--network", "none", "--", "ls", "/sys/class/net").ok().out.split() == ["lo"]
+    own = os.readlink(f"/proc/{docker.nest.holder.pid}/ns/net")
+    assert docker.run("--rm", "--network", "host", "--", "readlink", "/proc/self/ns/net").ok().out.strip() == own
+    server = docker.start("--", "sh", "-c", "while :; do echo hello | nc -l -p 80; done")
+    address = docker.inspect(server)["NetworkSettings"]["IPAddress"]
+    asked = f"for n in 1 2 3 4 5; do nc -w 5 {address} 80 </dev/null && exit; sleep 0.2; done; exit 1"
+    assert "hello" in docker.run("--rm", "--", "sh", "-c", asked).ok().out
+    assert address in docker.run("--rm", "--network", f"container:{server}", "--", "ip", "-4", "addr").ok().out
+
+
+def test_build(docker: Docker) -> None:
+    """``docker build`` runs its steps with nestrt."""
+    text = f"FROM {IMAGE}\nRUN echo made > /made && cat /proc/self/cgroup > /groups\nCMD cat /made\n"
+    docker("build", "-q", "-t", "localhost/made", "-", input=text, timeout=120).ok()
+    assert docker("run", "--rm", "localhost/made").ok().out == "made\n"
+    docker("rmi", "localhost/made").ok()

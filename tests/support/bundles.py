@@ -15,13 +15,15 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from support.guests import Answers, parse, script
 from support.hostside import groups, hierarchies, processes
+from support.need import SLOW
 from support.rootfs import PythonRoot
 from support.runner import Nestrt, Result, wait_for
 
@@ -72,6 +74,26 @@ def document(args: Iterable[str] = ("true",)) -> dict[str, Any]:
 def bound(source: str, target: str, *options: str) -> dict[str, Any]:
     """An entry of ``mounts`` that binds *source*."""
     return {"destination": target, "type": "bind", "source": source, "options": ["rbind", *options]}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A command under way. Its output goes to files: a container that is left running would hold pipes open."""
+
+    process: subprocess.Popen[bytes]
+    words: tuple[str, ...]
+    out: IO[bytes]
+    err: IO[bytes]
+
+    def finish(self, timeout: float = 60.0) -> Result:
+        """Wait for it, *timeout* s (times NESTRT_SLOW) at most."""
+        rc = self.process.wait(timeout * SLOW)
+        texts = []
+        for file in (self.out, self.err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+            file.close()
+        return Result(self.words, rc, *texts)
 
 
 class Bundle:
@@ -165,6 +187,11 @@ class Bundle:
 
     def start(self, **named: Any) -> Result:
         return self.verb("start", self.id, **named)
+
+    def begin(self, *words: str, **named: Any) -> Running:
+        """Start ``nestrt WORDS`` and return at once; see words() for those of create and run."""
+        out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        return Running(self.nestrt.start(*words, stdout=out, stderr=err, **named), words, out, err)
 
     def up(self, text: str = "exec sleep 600") -> Bundle:
         """Run a shell with *text* as the first process, detached."""

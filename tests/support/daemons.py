@@ -165,7 +165,8 @@ class Docker(Daemon):
         path = nest.write("docker/daemon.json", json.dumps(configuration))
         self.begin("dockerd", "--config-file", path)
         self("load", "-q", "-i", archive).ok()
-        self("run", "--rm", IMAGE, "true").ok()
+        # The host's network namespace gets a mount that stays.
+        self("run", "--rm", "--network", "host", IMAGE, "true").ok()
         self.idle = nest.mounts()
 
     def __call__(self, *argv: str, **named: Any) -> Result:
