@@ -238,6 +238,9 @@ def refusal(step: Step, error: OSError) -> NestrtError:
     remedy = ""
     if isinstance(step, do.MountType) and error.errno == errno.EPERM and step.fstype in ("proc", "sysfs"):
         remedy = "in a user namespace it takes one whose own is not covered, and for sysfs a network namespace: bind it"
+    elif error.errno == errno.ELOOP and isinstance(step, do.MountType) and step.plain:
+        reason = f'filesystem "{step.fstype}" must be mounted on ordinary directory: {reason}'
+        remedy = "the root filesystem has a symbolic link there"
     elif error.errno == errno.ELOOP:
         remedy = "the root filesystem has a symbolic link there"
     elif isinstance(step, do.EnterBundle) and error.errno == errno.EACCES:

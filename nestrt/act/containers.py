@@ -6,6 +6,7 @@
       state.json         what create knew; written whole, by rename
       config.json        the bundle's document as it was at create
       start.sock         where the first process waits to be started; gone once it is
+      exposed            there if some of its processes may look into all others (CAP_SYS_PTRACE), see kernel/selfexe.py
 
 Source: runtime-spec, runtime.md: "State", "Lifecycle".
 """
@@ -30,7 +31,7 @@ VERSION = 1
 ID_LIMIT = 1024
 ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 FILE_LIMIT = 16 << 20
-STATE, CONFIG, SOCKET = "state.json", "config.json", "start.sock"
+STATE, CONFIG, SOCKET, EXPOSED = "state.json", "config.json", "start.sock", "exposed"
 
 
 def check_id(id: str) -> str:
@@ -102,13 +103,22 @@ class Container:
     def socket(self) -> str:
         return f"{self.directory}/{SOCKET}"
 
+    @property
+    def exposed(self) -> bool:
+        """Whether a process was let in that its own document does not tell of, and that may look into others."""
+        return os.path.exists(f"{self.directory}/{EXPOSED}")
+
+    def expose(self) -> None:
+        """Remember that. Raises OSError."""
+        os.close(os.open(f"{self.directory}/{EXPOSED}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
     def config(self) -> str:
         """The text of the document that it was created from. Raises StateError."""
         try:
             with open(f"{self.directory}/{CONFIG}", "rb") as file:
                 return file.read(FILE_LIMIT).decode()
         except (OSError, ValueError) as error:
-            raise _damaged(self.root, self.id, str(error)) from error
+            raise damaged(self.root, self.id, str(error)) from error
 
     def alive(self) -> bool:
         """Whether the first process is there and no zombie, and the same that create made."""
@@ -204,6 +214,21 @@ def write_file(path: str, text: str, mode: int = 0o600) -> None:
         raise
 
 
+def require_free(root: str, id: str) -> None:
+    """Raises StateError where *id* is in use: said before anything else that is in its way."""
+    if os.path.lexists(f"{root}/{id}"):
+        raise _taken(id)
+
+
+def _taken(id: str) -> StateError:
+    return StateError(
+        "create",
+        f"container {id}",
+        "container with given ID already exists",
+        f"choose another id, or: nestrt delete {id}",
+    )
+
+
 def reserve(root: str, id: str) -> int:
     """Make the container's directory and lock it; returns the descriptor that holds the lock.
 
@@ -213,18 +238,14 @@ def reserve(root: str, id: str) -> int:
     try:
         os.mkdir(f"{root}/{id}", 0o700)
     except FileExistsError as error:
-        raise StateError(
-            "create",
-            f"container {id}",
-            "container with given ID already exists",
-            f"choose another id, or: nestrt delete {id}",
-        ) from error
+        raise _taken(id) from error
     fd = os.open(f"{root}/{id}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(fd, fcntl.LOCK_EX)
     return fd
 
 
-def _damaged(root: str, id: str, reason: str) -> NestrtError:
+def damaged(root: str, id: str, reason: str) -> NestrtError:
+    """What stands in a container's directory cannot be what create has written there."""
     return NestrtError(
         "read", f"the state of container {id} ({root}/{id})", f"it is damaged: {reason}", f"nestrt delete --force {id}"
     )
@@ -321,8 +342,24 @@ def load(root: str, id: str) -> Container:
         if wrong := _wrong(document, id):
             raise ValueError(wrong)
     except ValueError as error:
-        raise _damaged(root, id, str(error)) from error
+        raise damaged(root, id, str(error)) from error
     return Container(root, id, document)
+
+
+def expose_sharing(root: str, path: str) -> None:
+    """Note of all containers in the pid namespace *path* that others come into it. Raises OSError."""
+    try:
+        namespace = os.stat(path)
+    except OSError:
+        return  # it cannot be joined either
+    for container in all_containers(root):
+        if isinstance(container, Container) and container.pid:
+            try:
+                same = os.path.samestat(os.stat(f"/proc/{container.pid}/ns/pid"), namespace)
+            except FileNotFoundError:
+                continue  # it has ended
+            if same:
+                container.expose()
 
 
 def all_containers(root: str) -> Iterator[Container | NestrtError]:

@@ -4,22 +4,25 @@
 
     runtime ── fork ──▶ helper: words on the socket until it stands where it should
        │                   (own groups, cgroup namespace, mounts)
-       │                execve: criu swrk 3
+       │ ◀─ a socket ───── │ execve: criu swrk 3
        │ request ────────▶ │
        │ ◀─ notification ─ │   (again and again, each with a reply)
        │ ◀─ response ───── │
 
+The socket that CRIU is spoken to by is the helper's own, for CRIU looks up the descriptors of the image and work
+directories in the process whose socket it is, and needs these as its own mount namespace has them.
 The restored first process is CRIU's sibling: the runtime's own child.
 """
 
 from __future__ import annotations
 
 import _socket
+import fcntl
 import os
 import stat
 
 from nestrt.errors import HostError, InputError, KernelError, NestrtError
-from nestrt.kernel import mount, namespaces, pidfd
+from nestrt.kernel import mount, namespaces, pidfd, terminal
 from nestrt.plan import criu as rpc
 
 TYPE_CHECKING = False
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 
     from nestrt.plan.criu import Answer, Value
 
-SOCKET = 3
+# Descriptors of CRIU's; what else is kept comes after.
+SOCKET, IMAGE, WORK, KEPT = 3, 4, 5, 6
 MESSAGE = 1 << 18
 LOG_LIMIT = 4 << 20
 MS_PRIVATE, MS_REC = 0x40000, 0x4000
@@ -53,18 +57,36 @@ def find(program: str) -> str:
 class Service:
     """One helper process that becomes ``criu swrk``. Raises OSError where it cannot be made."""
 
-    def __init__(self, program: str, inside: Callable[[_socket.socket], None], keep: Iterable[int] = ()) -> None:
-        """*inside* is run by the helper before it becomes CRIU; *keep* come to stand at descriptors 4, 5 and so on."""
+    def __init__(
+        self,
+        program: str,
+        inside: Callable[[_socket.socket], None],
+        directories: tuple[str, str] = ("/", "/"),
+        keep: Iterable[int] = (),
+    ) -> None:
+        """*inside* is run by the helper before it becomes CRIU; *directories* are those of IMAGE and WORK, by path;
+        *keep* come to stand at KEPT and after."""
         self.program = program
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
-        self.sock = ours
-        os.set_inheritable(ours.fileno(), False)
+        self.sock, theirs = _pair()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(program, theirs, inside, tuple(keep))
+            _become(program, theirs, inside, directories, tuple(keep))
         theirs.close()
         self.pidfd = os.pidfd_open(self.pid)
         self.ended = False
+
+    def begin(self) -> None:
+        """Wait until the helper is CRIU. Raises NestrtError with what it says instead."""
+        data, control, _, _ = self.sock.recvmsg(MESSAGE, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
+        descriptor = _descriptor(control)
+        if descriptor < 0:
+            raise self._said(data)
+        # Its end closes when the program runs; an error comes instead where it cannot.
+        if data := self.sock.recv(MESSAGE):
+            os.close(descriptor)
+            raise self._said(data)
+        self.sock.close()
+        self.sock = _socket.socket(fileno=descriptor)
 
     def tell(self, word: str) -> None:
         """Let the helper go on. Raises NestrtError where it has ended."""
@@ -93,6 +115,7 @@ class Service:
     ) -> Answer:
         """One request; *notified* is told of each notification, with the descriptor that came along or -1: an
         exception of it makes CRIU undo what it has done, and is raised here. Raises NestrtError where CRIU ends."""
+        self.begin()
         self.tell_bytes(rpc.request(kind, options))
         failure: BaseException | None = None
         while True:
@@ -140,25 +163,35 @@ def _descriptor(control: list[tuple[int, int, bytes]]) -> int:
     return -1
 
 
+def _pair() -> tuple[_socket.socket, _socket.socket]:
+    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
+
+
 def _become(
-    program: str, sock: _socket.socket, inside: Callable[[_socket.socket], None], keep: tuple[int, ...]
+    program: str,
+    sock: _socket.socket,
+    inside: Callable[[_socket.socket], None],
+    directories: tuple[str, str],
+    keep: tuple[int, ...],
 ) -> NoReturn:
     """In the helper: do what *inside* says, and be CRIU."""
     try:
         inside(sock)
+        ours, theirs = _pair()
+        places = [os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for path in directories]
+        terminal.send_fd(sock.fileno(), theirs.fileno())
         # First above all that is used, then into place: nothing is overwritten before it has been copied.
-        wanted = [sock.fileno(), *keep]
-        high = [os.dup2(fd, 200 + number) for number, fd in enumerate(wanted)]
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in (ours.fileno(), *places, *keep)]
+        told = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 200)
         for number, fd in enumerate(high):
             os.dup2(fd, SOCKET + number)
-        os.closerange(SOCKET + len(wanted), 4096)
+        end = SOCKET + len(high)
+        os.closerange(end, told)
+        os.closerange(told + 1, 4096)
+        sock = _socket.socket(fileno=told)
         os.execve(program, [program, "swrk", str(SOCKET)], dict(os.environ))
     except OSError as error:
-        what = f"{error.errno or 0} {error.filename or ''}"
-        try:
-            sock.send(what.encode("utf-8", "replace"))
-        except OSError:
-            os.write(SOCKET, what.encode("utf-8", "replace"))
+        sock.send(f"{error.errno or 0} {error.filename or ''}".encode("utf-8", "replace"))
     finally:
         os._exit(1)
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 import errno
 import os
 
-from nestrt.act import container as creating
-from nestrt.act import guest
-from nestrt.act.container import Creator, keep_only, tell_pid
+from nestrt.act import attributes, first, launch, seccomp
+from nestrt.act.creator import Creator, keep_only, send_terminal, tell_pid
 from nestrt.act.process import Guest
 from nestrt.act.protocol import Channel, pair
 from nestrt.errors import KernelError, NotFound, StateError
@@ -104,7 +103,7 @@ def _enter_and_clone(launcher: Creator, theirs: Channel, target: int, flags: int
         if pid == 0:
             for fd in (target, root, writer):
                 os.close(fd)
-            guest.main(launcher.plan, held, launcher.first, launcher.observe)
+            first.main(launcher.plan, held, launcher.first, launcher.observe)
         os.write(writer, b"%d" % pid)
     except OSError as error:
         os.write(writer, b"-%d" % (error.errno or errno.EIO))
@@ -133,8 +132,12 @@ def _write_pid(launcher: Creator, step: do.WritePid) -> None:
 
 
 HOST: dict[type[Step], Callable[..., None]] = {
-    **creating.HOST,
+    **launch.COMMON,
+    **attributes.HOST,
+    **seccomp.HOST,
+    do.SendTerminal: send_terminal,
     do.CloneBeside: _clone_beside,
     do.AttachEach: _attach_each,
     do.WritePid: _write_pid,
 }
+FIRST: dict[type[Step], Callable[..., None]] = {**first.COMMON, **attributes.FIRST, **seccomp.FIRST}

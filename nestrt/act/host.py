@@ -7,14 +7,14 @@ import fcntl
 import os
 
 from nestrt import jsontext
-from nestrt.act import guest, relay
+from nestrt.act import first, guest, launch
 from nestrt.act.process import Guest
 from nestrt.act.protocol import Channel, pair
 from nestrt.errors import HostError, StateError
 from nestrt.kernel import cgroup, mount, namespaces, pidfd
 from nestrt.plan import host_steps as do
 from nestrt.plan.request import PARENT_LOCK
-from nestrt.plan.steps import Step, Tell, Wait
+from nestrt.plan.steps import Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def become_first(launcher: Launcher, channel: Channel) -> NoReturn:
         if fd >= 0:
             os.close(fd)
     held = Guest(channel, launcher.tree, launcher.binds, launcher.log, launcher.signals)
-    guest.main(launcher.plan, held, launcher.first, launcher.observe)
+    first.main(launcher.plan, held, launcher.first, launcher.observe, guest.explain)
 
 
 def _map_ids(launcher: Launcher, step: do.MapIds) -> None:
@@ -249,21 +249,8 @@ def _connect(launcher: Launcher, step: do.Connect) -> None:
         launcher.connect(step.name, launcher.pid)
 
 
-def _tell(launcher: Launcher, step: Tell) -> None:
-    launcher.channel.tell(step.word)
-
-
-def _wait(launcher: Launcher, step: Wait) -> None:
-    launcher.channel.wait(step.word)
-    if launcher.master is not None:
-        relay.fit(launcher.master)  # before the program can ask
-
-
-def _await_program(launcher: Launcher, step: do.AwaitProgram) -> None:
-    launcher.await_program(step.program)
-
-
 STEPS: dict[type[Step], Callable[..., None]] = {
+    **launch.COMMON,
     do.Reserve: _reserve,
     do.ReserveIds: _reserve_ids,
     do.MakeGroup: _make_group,
@@ -271,7 +258,6 @@ STEPS: dict[type[Step], Callable[..., None]] = {
     do.EnableControllers: _enable,
     do.FillCpuset: _fill_cpuset,
     do.SetMark: _set_mark,
-    do.AwaitProgram: _await_program,
     do.MarkRunning: _mark_running,
     do.AttachDeviceProgram: _attach_program,
     do.Delegate: _delegate,
@@ -284,6 +270,4 @@ STEPS: dict[type[Step], Callable[..., None]] = {
     do.ShiftBind: _shift_bind,
     do.Attach: _attach,
     do.Connect: _connect,
-    Tell: _tell,
-    Wait: _wait,
 }

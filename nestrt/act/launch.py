@@ -11,17 +11,19 @@ from __future__ import annotations
 import errno
 import os
 
-from nestrt.act import guest, host
+from nestrt.act import relay
 from nestrt.act.protocol import Channel, Gone
 from nestrt.errors import HostError, KernelError, NestrtError
 from nestrt.kernel import pidfd
 from nestrt.plan import host_steps as do
 from nestrt.plan.request import state_file
-from nestrt.plan.steps import Plan, Step
+from nestrt.plan.steps import Plan, Step, Tell, Wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from nestrt.act.first import Steps
 
     Observer = Callable[[str, Step], None]
 
@@ -33,14 +35,14 @@ class Launcher:
         self,
         plan: Plan,
         signals: set[int],
+        steps: Steps,
+        first: Steps,
         connect: Callable[[str, int], object] | None = None,
         observe: Observer | None = None,
-        steps: guest.Steps = host.STEPS,
-        first: guest.Steps = guest.STEPS,
     ) -> None:
-        """*signals* are those to block in the guest's program, *connect* joins (name, pid) to the
-        network, *observe* is told of each step, with "host" or "guest", after it was carried out.
-        *steps* and *first* carry out the launcher's and the first process's."""
+        """*signals* are those to block in the guest's program, *steps* and *first* carry out the launcher's
+        steps and the first process's, *connect* joins (name, pid) to the network, *observe* is told of each
+        step, with "host" or "guest", after it was carried out."""
         self.plan = plan
         self.steps = steps
         self.first = first
@@ -194,3 +196,21 @@ def explain(step: Step, error: OSError) -> NestrtError:
             step.describe(), str(error.filename or ""), number, "be root of this level, and let its view be rw"
         )
     return KernelError(step.describe(), str(error.filename or ""), number)
+
+
+def _tell(launcher: Launcher, step: Tell) -> None:
+    launcher.channel.tell(step.word)
+
+
+def wait(launcher: Launcher, step: Wait) -> None:
+    launcher.channel.wait(step.word)
+    if launcher.master is not None:
+        relay.fit(launcher.master)  # before the program can ask
+
+
+def _await_program(launcher: Launcher, step: do.AwaitProgram) -> None:
+    launcher.await_program(step.program)
+
+
+# What every launcher does, whatever it launches.
+COMMON: Steps = {Tell: _tell, Wait: wait, do.AwaitProgram: _await_program}

@@ -6,7 +6,7 @@ import _socket
 import os
 
 from nestrt import jsontext
-from nestrt.act.containers import Container
+from nestrt.act.containers import Container, damaged
 from nestrt.act.protocol import Channel
 from nestrt.errors import NestrtError
 from nestrt.kernel import pidfd
@@ -43,9 +43,12 @@ def start(container: Container, warn: Callable[[str], object]) -> None:
 
     Raises NestrtError with what the first process told, or where it has ended.
     """
-    document = jsontext.loads(container.config())
-    program = document["process"]["args"][0]
-    hooks = (document.get("hooks") or {}).get("poststart")
+    try:
+        document = jsontext.loads(container.config())
+        program = document["process"]["args"][0]
+        hooks = (document.get("hooks") or {}).get("poststart")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise damaged(container.root, container.id, "config.json is not what it was created from") from error
     spec = None
     if hooks or "board" in container.document:
         from nestrt.oci.document import load

@@ -6,9 +6,11 @@ import os
 import time
 
 from nestrt.act import containers, destroy
-from nestrt.act.container import Creator
+from nestrt.act.container import FIRST, HOST
 from nestrt.act.containers import Container
+from nestrt.act.creator import Creator
 from nestrt.act.host import hold_parents
+from nestrt.cli._descriptors import preserved
 from nestrt.cli.engine import Globals, hierarchies_of, lower, trace, warn
 from nestrt.cli.options import Option
 from nestrt.controllers.oci_devices import with_defaults
@@ -59,31 +61,6 @@ def read_config(bundle: str, file: str) -> tuple[str, str]:
     return data.decode("utf-8", "replace"), path
 
 
-def preserved(single: dict[str, str]) -> int:
-    """How many descriptors from 3 on are handed on: --preserve-fds, and those of socket activation (sd_listen_fds(3)).
-
-    Raises InputError for one that is not open.
-    """
-    text = single.get("preserve-fds", "0")
-    if not text.isascii() or not text.isdigit() or len(text) > 4:
-        raise InputError("use", f"--preserve-fds {text!a}", "not a number", "write how many")
-    count = int(text)
-    listening = os.environ.get("LISTEN_FDS", "")
-    if listening.isdigit() and len(listening) < 4:
-        count += int(listening)
-    for fd in range(3, 3 + count):
-        try:
-            os.fstat(fd)
-        except OSError as error:
-            raise InputError(
-                "hand on",
-                f"descriptor {fd}",
-                f"please check that preserved-fd {fd} is present",
-                "open it, or ask for fewer",
-            ) from error
-    return count
-
-
 def missing_parents(hierarchies: tuple[Hierarchy, ...], group: str) -> list[str]:
     """Which of the groups above *group* will have to be made, deepest first: they go with the container."""
     found = []
@@ -129,6 +106,7 @@ class Making:
         self.flags = flags
         self.single = single
         self.id = containers.check_id(id)
+        containers.require_free(flags.root, id)
         self.bundle_path = os.path.abspath(single.get("bundle") or ".")
         self.text, where = read_config(self.bundle_path, single.get("config", "config.json"))
         self.spec = load(self.text, where)
@@ -141,7 +119,8 @@ class Making:
         for name in ungranted(process, HELD if self.spec.namespace("user") else held_names()):
             warn(flags, f"process.capabilities: {name} is not to be had here, and is left out")
         self.fds = preserved(single)
-        self.rootfs = os.path.join(self.bundle_path, self.spec.root_path)
+        # A mount cannot be attached at a symlink.
+        self.rootfs = os.path.realpath(os.path.join(self.bundle_path, self.spec.root_path))
         if not os.path.isdir(self.rootfs):
             reason = "not a directory" if os.path.lexists(self.rootfs) else "no such file or directory"
             raise NotFound("open", f"root filesystem {self.rootfs}", reason, "correct root.path")
@@ -214,6 +193,7 @@ class Making:
         pid = self.spec.namespace("pid")
         if pid is not None and pid.path and os.geteuid() == 0 and self.spec.namespace("user") is None:
             selfexe.protect()  # others live in there already
+            containers.expose_sharing(self.flags.root, pid.path)
         self.owner = os.getuid()
         if os.geteuid() != 0:
             self.become_root()
@@ -225,7 +205,8 @@ class Making:
         self.lock = containers.reserve(self.flags.root, self.id)
         self.container = Container(self.flags.root, self.id, self.document(bundle, facts, now))
         pid_file = self.single.get("pid-file", "")
-        creator = Creator(plan, bundle, self.container, signals, os.path.abspath(pid_file) if pid_file else "")
+        pid_file = os.path.abspath(pid_file) if pid_file else ""
+        creator = Creator(plan, bundle, self.container, signals, (HOST, FIRST), pid_file)
         try:
             containers.write_file(f"{self.container.directory}/{containers.CONFIG}", self.text)
             self.container.save()

@@ -181,8 +181,8 @@ class Dumping:
         container = self.container
         pid = container.pid
         options: list[tuple[str, Value]] = [
-            ("images_dir_fd", self.image),
-            ("work_dir_fd", self.work),
+            ("images_dir_fd", criu.IMAGE),
+            ("work_dir_fd", criu.WORK),
             ("log_file", LOG),
             ("pid", pid),
             ("root", container.text("rootfs")),
@@ -200,7 +200,7 @@ class Dumping:
         if not self.pre:
             options += self._saved(pid)
         enter = criu.enter_cgroup_namespace(pid) if self.inside else (lambda sock: None)
-        service = criu.Service(program, enter)
+        service = criu.Service(program, enter, (self.image_path, self.work_path))
         try:
             kind = rpc.PRE_DUMP if self.pre else rpc.DUMP
             answer = service.ask(kind, options, self.notified)
@@ -254,7 +254,10 @@ class Dumping:
             own = rpc.placed(file.read())
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             host = rpc.placed(file.read())
-        targets = rpc.external(own, host, self.spec)
+        groups: dict[str, str] = {}
+        if not rpc.own_cgroups(self.spec, self.container.virtualized):
+            groups = rpc.cgroup_targets(self.spec, self.hierarchies, self.container.cgroup)
+        targets = rpc.external(own, host, self.spec, groups)
         names, files = criu.descriptors(pid)
         document = checkpoint_document(
             Checkpoint(names, targets, self.inside, self.spec.uid_mappings, self.spec.gid_mappings)

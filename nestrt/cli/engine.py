@@ -19,8 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nestrt.act.container import Creator
     from nestrt.act.containers import Container
+    from nestrt.act.creator import Creator
     from nestrt.plan.facts import Hierarchy
     from nestrt.plan.steps import Step
 

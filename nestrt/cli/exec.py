@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 from nestrt.act import containers, relay
-from nestrt.act.container import Creator
 from nestrt.act.containers import Container
-from nestrt.act.exec import HOST
+from nestrt.act.creator import Creator
+from nestrt.act.exec import FIRST, HOST
 from nestrt.act.pipes import open_standard
-from nestrt.cli._bundle import preserved
+from nestrt.cli._descriptors import preserved
 from nestrt.cli.engine import Globals, trace, words
 from nestrt.cli.options import Option
 from nestrt.errors import InputError, StateError
@@ -17,7 +17,6 @@ from nestrt.kernel import selfexe
 from nestrt.kernel.mountinfo import read_cgroups
 from nestrt.oci.document import load, load_process
 from nestrt.oci.model import Capabilities, Process, User
-from nestrt.plan.container import Bundle
 from nestrt.plan.exec import Joining, place, plan_exec
 from nestrt.plan.process import exec_process
 from nestrt.plan.request import FIRST_GROUP, GUEST_ROOT
@@ -160,9 +159,11 @@ def main(flags: Globals, argv: list[str]) -> int:
         raise StateError("exec in", f"container {container.id}", reason, "create it again")
     spec = load(container.config(), f"{container.directory}/{containers.CONFIG}")
     assert spec.process is not None
-    if exposed(spec):
+    if exposed(spec) or container.exposed:
         selfexe.protect()
     process = build(single, repeated, operands[1:], spec.process)
+    if process.capabilities is not None and "CAP_SYS_PTRACE" in process.capabilities.bounding:
+        container.expose()  # it may look into the next
     detach = "detach" in single
     if process.terminal and detach and "console-socket" not in single:
         reason = "cannot allocate tty if runc will detach without setting console socket"
@@ -172,16 +173,15 @@ def main(flags: Globals, argv: list[str]) -> int:
     console = os.path.abspath(single["console-socket"]) if "console-socket" in single else ""
     where, leaf = places(container, repeated.get("cgroup", []))
     joining = Joining(container.id, spec, container.pid, container.start_time, where, leaf, console, preserve_fds=fds)
-    bundle = Bundle(container.id, container.bundle, container.text("rootfs"), spec, preserve_fds=fds)
     open_standard()
     pid_file = single.get("pid-file", "")
     creator = Creator(
         plan_exec(joining),
-        bundle,
+        joining,
         container,
         relay.blocked() if detach else relay.hold(),
+        (HOST, FIRST),
         os.path.abspath(pid_file) if pid_file else "",
-        HOST,
     )
     if "pidfd-socket" in single:
         creator.pidfd_socket = os.path.abspath(single["pidfd-socket"])

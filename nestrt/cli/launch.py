@@ -6,8 +6,8 @@ import os
 import sys
 import time
 
-from nestrt.act import relay
-from nestrt.act.host import IdsTaken, ShiftRefused
+from nestrt.act import guest, relay
+from nestrt.act.host import STEPS, IdsTaken, ShiftRefused
 from nestrt.act.launch import Launcher
 from nestrt.act.pipes import open_standard
 from nestrt.act.remove import remove
@@ -75,7 +75,7 @@ def _start(request: Request, signals: set[int]) -> tuple[Launcher, Facts]:
         asked, facts = _prepare(request)
         facts = replace(facts, can_shift=can_shift)
         plan = plan_launch(asked, facts, os.urandom(8).hex(), int(time.time()))
-        launcher = Launcher(plan, signals, connect)  # type: ignore[arg-type]
+        launcher = Launcher(plan, signals, STEPS, guest.STEPS, connect)  # type: ignore[arg-type]
         try:
             launcher.run()
             return launcher, facts

@@ -16,8 +16,9 @@ import time
 
 from nestrt import jsontext
 from nestrt.act import containers, criu, hooks, relay
-from nestrt.act.container import Creator, of_stage, reach, tell_pid
+from nestrt.act.container import FIRST, HOST
 from nestrt.act.containers import Container
+from nestrt.act.creator import Creator, of_stage, reach, tell_pid
 from nestrt.act.host import hold_parents
 from nestrt.act.pipes import open_standard
 from nestrt.act.remove import living
@@ -91,7 +92,7 @@ class Restoring(Making):
             raise InputError("restore", f"container {id}", "criu needs root", "run it as root")
         self.program = criu.find(flags.criu)
         self.options = shared_options(single, repeated) + configured(self.spec)
-        image = os.path.abspath(single.get("image-path") or "checkpoint")
+        image = self.image_path = os.path.abspath(single.get("image-path") or "checkpoint")
         self.work_path = os.path.abspath(single.get("work-path") or image)
         try:
             self.image = os.open(image, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -102,7 +103,7 @@ class Restoring(Making):
         self.saved: Checkpoint = load_text(self._read(CHECKPOINT), f"{image}/{CHECKPOINT}", parse_checkpoint)
         text = self._read(GROUPS, missing="")
         self.trees: tuple[Tree, ...] = load_text(text, f"{image}/{GROUPS}", parse_trees) if text else ()
-        self.sources = rpc.sources(self.saved.external, self.spec)
+        self.sources: dict[str, str] = {}
         self.master: int | None = None
 
     def _read(self, name: str, missing: str | None = None) -> str:
@@ -125,13 +126,21 @@ class Restoring(Making):
         self.owner = os.getuid()
         bundle, facts = self.plan()
         vacant(bundle, facts)
+        own = rpc.own_cgroups(bundle.spec, bundle.request is not None)
+        groups = {} if own else rpc.cgroup_targets(self.spec, facts.hierarchies, bundle.cgroup)
+        self.sources = rpc.sources(self.saved.external, self.spec, groups)
         now = time.time()
         steps = container_groups(bundle, facts, generation := os.urandom(8).hex(), identity(bundle), int(now))
         self.lock = containers.reserve(self.flags.root, self.id)
         self.container = Container(self.flags.root, self.id, self.document(bundle, facts, now))
         pid_file = self.single.get("pid-file", "")
         creator = Creator(
-            Plan(self.id, (), ()), bundle, self.container, signals, os.path.abspath(pid_file) if pid_file else ""
+            Plan(self.id, (), ()),
+            bundle,
+            self.container,
+            signals,
+            (HOST, FIRST),
+            os.path.abspath(pid_file) if pid_file else "",
         )
         if "pidfd-socket" in self.single:
             creator.pidfd_socket = os.path.abspath(self.single["pidfd-socket"])
@@ -169,17 +178,12 @@ class Restoring(Making):
         service.close()
         return creator
 
-    def own_namespace(self, bundle: Bundle) -> bool:
-        """Whether the container has a cgroup namespace of its own."""
-        entry = bundle.spec.namespace("cgroup")
-        return bundle.request is not None or (entry is not None and not entry.path)
-
     def _helper(self, bundle: Bundle, signals: set[int]) -> tuple[criu.Service, list[tuple[str, Value]]]:
         """The process that becomes CRIU, and what it is asked for."""
         root = os.path.realpath(self.rootfs)
         options: list[tuple[str, Value]] = [
-            ("images_dir_fd", self.image),
-            ("work_dir_fd", self.work),
+            ("images_dir_fd", criu.IMAGE),
+            ("work_dir_fd", criu.WORK),
             ("log_file", LOG),
             ("root", root),
             ("rst_sibling", True),
@@ -196,20 +200,20 @@ class Restoring(Making):
             if not entry.path or entry.type == "cgroup":
                 continue
             if entry.type in rpc.EXTERNAL_KEYS:
-                inherited = rpc.message(rpc.EXTERNAL_KEYS[entry.type][1], criu.SOCKET + 1 + len(keep))
+                inherited = rpc.message(rpc.EXTERNAL_KEYS[entry.type][1], criu.KEPT + len(keep))
                 options.append(("inherit_fd", inherited))
                 keep.append(os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC))
             elif entry.type in rpc.CLONE_NEW:
                 word = {"mount": "mnt"}.get(entry.type, entry.type)
                 options.append(("join_ns", rpc.message(word, entry.path)))
-        unshares = self.own_namespace(bundle) and self.saved.inside
+        unshares = self.saved.inside and rpc.own_cgroups(bundle.spec, bundle.request is not None)
         place = criu.take_place(unshares, root, root, tuple(self._targets()))
 
         def inside(sock: Any) -> None:
             signalfd.set_blocked(signals)
             place(sock)
 
-        service = criu.Service(self.program, inside, keep)
+        service = criu.Service(self.program, inside, (self.image_path, self.work_path), keep)
         for fd in keep:
             os.close(fd)
         return service, options
@@ -260,7 +264,7 @@ class Restoring(Making):
         """Where CRIU finds the container's groups, if it does not stand in its namespace."""
         if self.saved.inside or not bundle.cgroup:
             return []
-        own = self.own_namespace(bundle)
+        own = rpc.own_cgroups(bundle.spec, bundle.request is not None)
         base = bundle.request.guest_root if bundle.request else bundle.cgroup
         trees = {tree.key: tree for tree in self.trees}
         found: list[tuple[str, Value]] = []

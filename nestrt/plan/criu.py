@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from nestrt.oci.model import Spec
+    from nestrt.plan.facts import Hierarchy
 
     Value = bool | int | str | bytes
 
@@ -203,6 +204,12 @@ def bind_targets(spec: Spec) -> dict[str, str]:
     return found
 
 
+def own_cgroups(spec: Spec, policy: bool) -> bool:
+    """Whether the container has a cgroup namespace that is made for it; a *policy* gives it one."""
+    entry = spec.namespace("cgroup")
+    return policy or (entry is not None and not entry.path)
+
+
 def clean(path: str) -> str:
     """*path* without ``.``, ``..`` and double slashes, absolute."""
     parts: list[str] = []
@@ -214,13 +221,33 @@ def clean(path: str) -> str:
     return "/" + "/".join(parts)
 
 
-def external(own: tuple[Placed, ...], host: tuple[Placed, ...], spec: Spec) -> tuple[str, ...]:
+def cgroup_targets(spec: Spec, hierarchies: tuple[Hierarchy, ...], group: str) -> dict[str, str]:
+    """The binds that stand for a document's cgroup mounts where it has no cgroup namespace: target → source.
+
+    As plan/bundle_cgroups.py makes them; *group* is the container's.
+    """
+    found = {}
+    for entry in spec.mounts:
+        if entry.type not in ("cgroup", "cgroup2"):
+            continue
+        target = clean(entry.destination)
+        v1 = [h for h in hierarchies if h.version == 1 and h.name] if entry.type == "cgroup" else []
+        for h in v1:
+            found[f"{target}/{h.name.rpartition('/')[2]}"] = h.path(group or "/")
+        if not v1:
+            found.update((target, h.mountpoint) for h in hierarchies if h.version == 2)
+    return found
+
+
+def external(
+    own: tuple[Placed, ...], host: tuple[Placed, ...], spec: Spec, groups: Iterable[str] = ()
+) -> tuple[str, ...]:
     """Which of the container's mounts come from outside, by their targets: CRIU is to leave them to the runtime.
 
-    Those are the document's binds, with what is mounted below them, and whatever else is of a filesystem
-    that the *host* has mounted too; but not what a container has of its own root filesystem.
+    Those are the document's binds, with what is mounted below them, those of *groups*, and whatever else is of a
+    filesystem that the *host* has mounted too; but not what a container has of its own root filesystem.
     """
-    binds = bind_targets(spec)
+    binds = {*bind_targets(spec), *groups}
     outside = {mount.device for mount in host}
     root = next((mount for mount in own if mount.target == "/"), None)
     found = []
@@ -242,10 +269,12 @@ def under(path: str, directory: str) -> bool:
     return directory == "/" or path == directory or path.startswith(directory + "/")
 
 
-def sources(targets: Iterable[str], spec: Spec) -> dict[str, str]:
-    """Where the mounts at *targets* come from by the document that is restored to. Raises HostError for one of which it
-    says nothing: an image never says what of the host is mounted."""
-    binds = bind_targets(spec)
+def sources(targets: Iterable[str], spec: Spec, groups: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Where the mounts at *targets* come from by the document that is restored to, and by *groups* (cgroup_targets()).
+
+    Raises HostError for one of which it says nothing: an image never says what of the host is mounted.
+    """
+    binds = {**bind_targets(spec), **(groups or {})}
     masked = {clean(path) for path in spec.masked}
     nodes = {clean(device.path) for device in spec.devices}
     found = {}

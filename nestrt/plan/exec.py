@@ -89,7 +89,7 @@ def plan_exec(joining: Joining) -> Plan:
         guest.append(BecomeRoot())
     guest += keyring_steps(process, joining.keyring)
     if process.terminal:
-        guest.append(OpenTerminal(console=False))
+        guest.append(OpenTerminal())
     guest += [*attribute_steps(process, spec), Tell("prepared"), Wait("limited")]
     guest += [*filter_first(spec.seccomp, process.no_new_privileges), *user_steps(process, joins=True)]
     guest += [

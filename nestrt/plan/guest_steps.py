@@ -131,8 +131,6 @@ class SetSysctl(Step):
 class OpenTerminal(Step):
     """Open a terminal in the guest's own devpts, as /dev/console too, and send its master to the launcher."""
 
-    console: bool = True
-
     def describe(self) -> str:
         return "open a terminal and hand its master to the launcher"
 

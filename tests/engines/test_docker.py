@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -165,3 +167,54 @@ def test_build(docker: Docker) -> None:
     docker("build", "-q", "-t", "localhost/made", "-", input=text, timeout=120).ok()
     assert docker("run", "--rm", "localhost/made").ok().out == "made\n"
     docker("rmi", "localhost/made").ok()
+
+
+@pytest.fixture
+def bound_to_default(docker: Docker) -> Iterator[None]:
+    """A rule of the host, in the Nest's own /etc: every container of docker has the policy "default"."""
+    directory = docker.nest.inside("/etc/nestrt")
+    directory.mkdir(mode=0o755)
+    (directory / "bindings.toml").write_text('[[rule]]\nmatch = { engine = "docker" }\npolicy = "default"\n')
+    yield
+    shutil.rmtree(directory)
+
+
+@pytest.mark.usefixtures("bound_to_default")
+def test_virtualized(docker: Docker) -> None:
+    """The host's rule gives docker's containers trees of their own; top, pause, update and kill reach all of it.
+
+    ::
+
+        ID             limit group: docker's path, its limits
+         └ guest       guest root: the container's "/"
+            ├ init     its first process
+            └ web      a child group of its own
+    """
+    memory = group_file("memory", "/", "memory.limit_in_bytes", "memory.max")
+    web = memory.parent / "web"
+    program = f"mkdir {web}; (echo 0 > {web}/cgroup.procs; exec sleep 999) & exec sleep 998"
+    name = docker.start("--memory", "64m", "--", "sh", "-c", program)
+    group = docker.group(name)
+    file = group_file("memory", f"{group}/guest/web", "cgroup.procs", "cgroup.procs")
+    wait_for(lambda: file.exists() and file.read_text().split(), "its child group to have a process")
+    assert read("memory", group, "memory.limit_in_bytes", "memory.max") == str(64 << 20)
+    questions = {
+        "view": "cut -d: -f3 /proc/self/cgroup | sort -u",
+        "own": f"cat {memory}",
+        "raise": f"echo 1073741824 > {memory}",
+        "divide": f"echo 16777216 > {web}/{memory.name} && cat {web}/{memory.name}",
+    }
+    answers = parse(docker("exec", name, "sh", "-c", script(questions)).ok().out)
+    assert answers.text("view") == "/init"
+    assert answers.text("own") == str(64 << 20)
+    assert "Read-only" in answers.refused("raise")
+    assert answers.text("divide") == str(16 << 20)
+    assert len(docker("top", name).ok().out.splitlines()) == 3
+    docker("pause", name).ok()
+    docker("unpause", name).ok()
+    docker("update", "--memory", "48m", "--memory-swap", "48m", name).ok()
+    assert docker("exec", name, "cat", str(memory)).ok().out.strip() == str(48 << 20)
+    inner = file.read_text().split()[0]
+    docker("rm", "-f", name).ok()
+    wait_for(lambda: not os.path.exists(f"/proc/{inner}"), "the process of its child group to end")
+    wait_for(lambda: not groups(group), "the groups to go")

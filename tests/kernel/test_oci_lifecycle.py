@@ -229,7 +229,8 @@ def test_one_id_for_many(bundle: Bundle) -> None:
     assert sorted(result.rc for result in results) == [0, 1, 1, 1, 1]
     for result in results:
         if result.rc:
-            told(result, "already exists")
+            # The group of the first may have its process before the id is looked at again.
+            assert "already exists" in result.err or "cgroup is not empty" in result.err, result
     bundle.start().ok()
     assert bundle.status == "running"
 

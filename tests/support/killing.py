@@ -18,6 +18,7 @@ from typing import Any
 
 import nestrt.__main__
 import nestrt.cli.launch
+from nestrt.act import guest, host
 from nestrt.act.launch import Launcher
 from support.need import SLOW
 from support.runner import Nestrt
@@ -100,7 +101,7 @@ def launch_and_kill(errors: Path, victim: str, who: str, number: int, args: list
 
     def body() -> int:
         def make(plan: Any, signals: set[int], connect: Any = None, *rest: object) -> Launcher:
-            return Launcher(plan, signals, connect, observe)
+            return Launcher(plan, signals, host.STEPS, guest.STEPS, connect, observe)
 
         nestrt.cli.launch.Launcher = make  # type: ignore[assignment, attr-defined]
         return nestrt.__main__.main(["nestrt", "launch", *args])
