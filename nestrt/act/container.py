@@ -18,8 +18,14 @@ from nestrt.plan.steps import Step, Wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from collections.abc import Callable
+else:
+    import _signal  # signal.py imports enum
 
+# The first process of a pid namespace gets only signals that it has a handler for (pid_namespaces(7)):
+# without one nothing but SIGKILL would end a container that waits to be started. execve(2) takes them back.
+ENDING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 # Seconds that one caller may take to say its word, while others wait.
 CALLER_PATIENCE = 1.0
 
@@ -92,12 +98,19 @@ def _save_state(launcher: Creator, step: do.SaveState) -> None:
     tell_pid(launcher)
 
 
+def _end(number: int, frame: object) -> None:
+    os._exit(128 + number)
+
+
 def _park(held: Guest, step: do.Park) -> None:
     prctl.set_parent_death_signal(0)
     creator: Creator = held.creator  # type: ignore[assignment]
     if creator.trace >= 0:
         os.close(creator.trace)
         creator.trace = -1
+    for number in ENDING:
+        if _signal.getsignal(number) != _signal.SIG_IGN:
+            _signal.signal(number, _end)
     held.channel.tell("parked")
     os.close(held.channel.sock.detach())
     listener = _socket.socket(fileno=held.listener)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from nestrt.controllers.base import Controller, File
 from nestrt.controllers.io import THROTTLES
-from nestrt.controllers.table import expand, for_hierarchy, variable_part
+from nestrt.controllers.names import expand, variable_part
+from nestrt.controllers.table import for_hierarchy
 from nestrt.errors import InputError
 from nestrt.level.units import MAX, PERIOD, digits, parse_cpus
 from nestrt.record import record

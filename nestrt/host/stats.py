@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from nestrt.controllers.table import expand, variable_part
+from nestrt.controllers.names import expand, variable_part
 from nestrt.host import stats_v1, stats_v2
 from nestrt.kernel import cgroup
 from nestrt.level.units import parse_cpus

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
-from nestrt.level.check import Has
 from nestrt.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nestrt.level.check import Has
 
 
 @record

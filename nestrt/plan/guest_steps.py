@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nestrt.controllers.table import expand
+from nestrt.controllers.names import expand
 from nestrt.plan.steps import Step
 from nestrt.record import record
 

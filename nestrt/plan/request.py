@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from nestrt.level.policy import Policy
 from nestrt.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nestrt.level.policy import Policy
 
 # Every level keeps its guests below one group of its own root.
 PARENT = "/nestrt"

@@ -11,7 +11,8 @@ nothing but groups below the new guest root, whose limits are the new bundle's.
 
 from __future__ import annotations
 
-from nestrt.controllers.table import CORE_V1, CORE_V2, expand, for_hierarchy
+from nestrt.controllers.names import expand
+from nestrt.controllers.table import CORE_V1, CORE_V2, for_hierarchy
 from nestrt.oci.getter import (
     ID,
     Wrong,

@@ -10,7 +10,8 @@ have of their own choice does not grow with it.
 
 from __future__ import annotations
 
-from nestrt.controllers.table import expand, limit_files
+from nestrt.controllers.names import expand
+from nestrt.controllers.table import limit_files
 from nestrt.controllers.update import update_settings
 from nestrt.level.units import MAX, PERIOD, format_cpus, parse_cpus
 from nestrt.record import record, replace

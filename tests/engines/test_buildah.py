@@ -39,7 +39,8 @@ def bud(podman: Podman, text: str, name: str, *options: str) -> None:
 def test_bud(podman: Podman) -> None:
     """RUN steps as root and as a user, with a cache mount; podman runs the image."""
     bud(podman, CONTAINERFILE, "localhost/made")
-    assert podman.run("--rm", "--", image="localhost/made").ok().out.splitlines() == ["made with b", "0", "/tmp", "1000"]
+    told = podman.run("--rm", "--", image="localhost/made").ok().out
+    assert told.splitlines() == ["made with b", "0", "/tmp", "1000"]
     podman("rmi", "-f", "localhost/made").ok()
 
 

@@ -52,7 +52,7 @@ def archive(scratch: Path, busybox: Path) -> Path:
 
 
 def options(name: str, net: str) -> tuple[str, ...]:
-    """A guest whose root filesystem is this machine's, with a throw-away layer over it, and tmpfs where podman works."""
+    """A guest with this machine's root filesystem, a throw-away layer over it, and tmpfs where podman works."""
     mounts = [word for place in ("/engine", "/run") for word in ("--mount", f"type=tmpfs,target={place}")]
     limits = ("-m", str(MEMORY), "--pids", "400", "--capabilities", "all")
     return ("--name", name, "--rootfs", "/", "--overlay", "--net", net, *limits, *mounts)
@@ -120,9 +120,7 @@ def test_podman_in_a_guest(nestrt: Nestrt, guest_name: str, prepared: Callable[[
 
 
 @pytest.mark.parametrize("annotation", ["", "--annotation nestrt.level.virtualize=true"], ids=["plain", "virtual"])
-def test_seen_from_the_host(
-    nestrt: Nestrt, guest_name: str, prepared: Callable[[str], str], annotation: str
-) -> None:
+def test_seen_from_the_host(nestrt: Nestrt, guest_name: str, prepared: Callable[[str], str], annotation: str) -> None:
     """The container's groups are below the guest's, whose limit group bounds them; the host sees both limits.
 
     The container asks for twice what its guest has, and gets no more than that.
@@ -154,6 +152,8 @@ def test_seen_from_the_host(
         rows = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
         assert all(row.split(":", 2)[2].startswith(f"{limit}/guest/engine/libpod-") for row in rows), rows
         assert os.stat(f"/proc/{pid}").st_uid != 0
+        virtual = bool(annotation) and pid == pids["987"]
+        assert all(row.endswith("/guest/init") == virtual for row in rows), rows
     inner = Path(f"/proc/{pids['986']}/cgroup").read_text()
     path = next(row.split(":", 2)[2] for row in inner.splitlines() if "memory" in row.split(":")[1] or row[:2] == "0:")
     assert read("memory", path, "memory.limit_in_bytes", "memory.max") == str(INNER)

@@ -61,14 +61,15 @@ class Isolated(Nestrt):
         super().__init__()
         self.copy = copy
         self.before = digest(copy)
-        self.prefix = ("nsenter", f"--mount=/proc/{holder}/ns/mnt", "--")
+        script = copy.with_name("nestrt")
+        script.write_text(f'#!/bin/sh\nexec nsenter --mount=/proc/{holder}/ns/mnt -- {super().command} "$@"\n')
+        script.chmod(0o755)
+        self.command = str(script)
 
     @property
     def intact(self) -> bool:
+        """Whether nobody has written to the copy."""
         return digest(self.copy) == self.before
-
-    def command_words(self) -> tuple[str, ...]:
-        return (*self.prefix, self.command)
 
 
 @contextmanager

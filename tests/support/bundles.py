@@ -151,6 +151,13 @@ class Bundle:
         self.config["process"]["capabilities"] = {kind: list(names) for kind in kinds}
         return self
 
+    def writable_groups(self) -> Bundle:
+        """Ask for the mount of the groups to be writable, as engines do for what is privileged."""
+        for entry in self.config["mounts"]:
+            if entry["type"] == "cgroup":
+                entry["options"] = [word for word in entry["options"] if word != "ro"]
+        return self
+
     def mount(self, source: str, target: str, *options: str) -> Bundle:
         self.config["mounts"].append(bound(source, target, *options))
         return self

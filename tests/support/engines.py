@@ -24,10 +24,11 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from support.hostside import groups, hierarchies
+from support.hostside import groups
 from support.need import SLOW
 from support.rootfs import CHECKOUT
 from support.runner import Result, wait_for
@@ -225,7 +226,7 @@ def remove_groups(group: str) -> None:
     for top in groups(group):
         inner = sorted((path for path in top.rglob("*") if path.is_dir()), key=lambda path: -len(path.parts))
         for directory in (*inner, top):
-            wait_for(lambda directory=directory: _removed(directory), f"{directory} to be empty")
+            wait_for(partial(_removed, directory), f"{directory} to be empty")
 
 
 def _removed(directory: Path) -> bool:
@@ -236,15 +237,6 @@ def _removed(directory: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def named_groups(name: str) -> list[Path]:
-    """The groups whose name has *name* in it, wherever they are in the host's hierarchies."""
-    found = []
-    for hierarchy in hierarchies():
-        for directory, subdirectories, _ in os.walk(hierarchy.mountpoint):
-            found += [Path(directory, entry) for entry in subdirectories if name in entry]
-    return found
 
 
 def group_of(pid: int) -> dict[str, str]:

@@ -11,16 +11,15 @@ from hypothesis import strategies as st
 
 from nestrt.controllers.base import Setting
 from nestrt.controllers.cpu import shares_of, weight_of
+from nestrt.controllers.names import expand, variable_part
 from nestrt.controllers.table import (
     CONTROLLERS,
     by_name,
     canonical,
     core_controllers,
-    expand,
     for_hierarchy,
     limit_files,
     settings_for,
-    variable_part,
 )
 from nestrt.errors import InputError
 from nestrt.level.devices import DEFAULT_RULES, DeviceRule, allowed, parse_rule, parse_rules
