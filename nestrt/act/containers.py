@@ -239,7 +239,12 @@ def reserve(root: str, id: str) -> int:
         os.mkdir(f"{root}/{id}", 0o700)
     except FileExistsError as error:
         raise _taken(id) from error
-    fd = os.open(f"{root}/{id}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return lock(f"{root}/{id}")
+
+
+def lock(directory: str) -> int:
+    """Wait for a container's directory, and take it; returns the descriptor that holds it. Raises OSError: ENOENT."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(fd, fcntl.LOCK_EX)
     return fd
 

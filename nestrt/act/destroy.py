@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+PARENT_PATIENCE = 1.0  # seconds; nobody comes by later for groups that an engine has named
+
+
 def kill_first(container: Container) -> None:
     """End the first process and wait until it has ended: with it goes a pid namespace of its own."""
     if not container.alive():
@@ -49,7 +52,7 @@ def destroy(container: Container, hierarchies: tuple[Hierarchy, ...], warn: Call
     kill_first(container)
     remove.remove_tree(container.cgroup, hierarchies)
     if made := container.document.get("parents"):
-        remove.remove_parent(hierarchies, tuple(made))
+        remove.remove_parent(hierarchies, tuple(made), PARENT_PATIENCE)
     if container.unit:
         from nestrt.act import scope
 

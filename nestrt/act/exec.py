@@ -116,9 +116,9 @@ def _attach_each(launcher: Creator, step: do.AttachEach) -> None:
         try:
             cgroup.write(hierarchy.path(group, "cgroup.procs"), str(launcher.pid))
         except FileNotFoundError as error:
-            raise NotFound(
-                "exec in", f"cgroup {hierarchy.path(group)}", "no such file or directory", "make the group first"
-            ) from error
+            file = hierarchy.path(group, "cgroup.procs")
+            reason = f"adding pid {launcher.pid} to {file}: no such file or directory"
+            raise NotFound("exec in", f"cgroup {group}", reason, "make the group first") from error
         except OSError as error:
             if error.errno not in (errno.EBUSY, errno.EOPNOTSUPP) or not step.leaf or hierarchy.version == 1:
                 raise KernelError("exec in", f"cgroup {hierarchy.path(group)}", error.errno or 0) from error

@@ -148,14 +148,27 @@ def _unreserve(name: str) -> None:
             continue
 
 
-def remove_parent(hierarchies: tuple[Hierarchy, ...], groups: tuple[str, ...] = (PARENT,)) -> None:
-    """Remove *groups* that guests share, deepest first, if no guest is in them and none is being made."""
+def _lock(fd: int, deadline: float) -> None:
+    """Raises BlockingIOError where another has it until *deadline*."""
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.01)
+
+
+def remove_parent(
+    hierarchies: tuple[Hierarchy, ...], groups: tuple[str, ...] = (PARENT,), patience: float = 0.0
+) -> None:
+    """Remove *groups* that guests share, deepest first, if no guest is in them and, for *patience* s, none is being made."""
     try:
         fd = os.open(PARENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
         return
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(fd, time.monotonic() + patience)
         for hierarchy in hierarchies:
             for group in groups:
                 try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -22,7 +23,7 @@ from nestrt.oci.document import load, require_process
 from nestrt.plan.container import Bundle, plan_container
 from nestrt.plan.process import ungranted
 from nestrt.plan.request import Request
-from nestrt.probe.bundle import cgroup_path, gather_bundle, joined_maps, joins_own_network
+from nestrt.probe.bundle import cgroup_path, gather_bundle, held_devices, joined_maps, joins_own_network
 from nestrt.probe.policies import policy_of
 from nestrt.record import replace
 
@@ -98,6 +99,15 @@ def require_vacant(hierarchies: tuple[Hierarchy, ...], container: Container) -> 
     )
 
 
+def hold_parents_if_allowed(creator: Creator) -> None:
+    """As at a launch. Who may not use that lock, an ordinary user or a root of other ids, removes no shared groups."""
+    try:
+        hold_parents(creator)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+
+
 class Making:
     """One container being made: from the flags to the running plan, and back."""
 
@@ -150,7 +160,8 @@ class Making:
             from nestrt.plan.policy_limits import for_bundle  # not for what runs as under runc
 
             self.bound = policy.limits.to_mark()
-            policy, spec, rules = for_bundle(policy, spec)
+            given = policy, spec
+            policy, spec, rules = for_bundle(*given)
         unit = ""
         properties: tuple[Property, ...] = ()
         if systemd:
@@ -163,6 +174,18 @@ class Making:
             args = spec.process.args if spec.process else ()
             request = Request(self.id, self.rootfs, args, policy, cgroup=cgroup, net="bundle")
         facts = gather_bundle(cgroup, request)
+        held = held_devices(facts)
+        if request is not None:
+            from nestrt.level.check import check
+            from nestrt.level.limits import Limits
+
+            if held is not None:
+                policy, _, rules = for_bundle(*given, held)
+                request = replace(request, policy=policy)
+            # The host's own amounts bound nothing, as under runc: a limit beyond them is none.
+            check(request.policy, request.policy.limits if facts.level.number else Limits(), facts.has)
+        elif held is not None:
+            rules = with_defaults(spec.resources.devices, spec.devices, held)
         if cgroup and not facts.hierarchies:
             cgroup = ""
             self.unlimited()
@@ -210,8 +233,8 @@ class Making:
         try:
             containers.write_file(f"{self.container.directory}/{containers.CONFIG}", self.text)
             self.container.save()
-            if bundle.cgroup and os.geteuid() == 0:
-                hold_parents(creator)
+            if bundle.cgroup:
+                hold_parents_if_allowed(creator)
             if "pidfd-socket" in self.single:
                 creator.pidfd_socket = os.path.abspath(self.single["pidfd-socket"])
             creator.warn = lambda text: warn(self.flags, text)
@@ -265,6 +288,17 @@ class Making:
         spec = self.spec
         rootless.become_root(spec.uid_mappings, spec.gid_mappings)
         self.spec = replace(spec, namespaces=tuple(entry for entry in spec.namespaces if entry.type != "user"))
+
+    def finish(self) -> None:
+        """Remove the container that has ended, unless somebody has removed it, and maybe made another of that name."""
+        container = self.container
+        try:
+            self.lock = containers.lock(container.directory)
+            found = containers.load(container.root, container.id)
+        except (FileNotFoundError, NotFound):
+            return
+        if (found.pid, found.start_time) == (container.pid, container.start_time):
+            self.undo()
 
     def undo(self) -> None:
         """Remove all that was made; what cannot be removed is said, and does not hide why."""

@@ -17,7 +17,9 @@ def preserved(single: dict[str, str]) -> int:
         raise InputError("use", f"--preserve-fds {text!a}", "not a number", "write how many")
     count = int(text)
     listening = os.environ.get("LISTEN_FDS", "")
-    if listening.isdigit() and len(listening) < 4:
+    # Meant for us only with our pid: else it is what a service left in the environment of those that it starts.
+    mine = os.environ.get("LISTEN_PID") == str(os.getpid())
+    if mine and listening.isdigit() and len(listening) < 4:
         count += int(listening)
     for fd in range(3, 3 + count):
         try:

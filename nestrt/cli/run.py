@@ -41,9 +41,8 @@ def main(flags: Globals, argv: list[str]) -> int:
         making.make(relay.blocked())
         return 0
     creator = making.make(relay.hold())
+    os.close(making.lock)  # it runs, and may be deleted by whoever wants to
     status = relay.foreground(creator.pid, creator.pidfd, creator.master)
-    if "keep" in single:
-        os.close(making.lock)
-    else:
-        making.undo()
+    if "keep" not in single:
+        making.finish()
     return status

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from nestrt.controllers.base import Setting
 from nestrt.errors import HostError, InputError
-from nestrt.level.devices import DEFAULT_RULES, EVERYTHING, MAJOR_LIMIT, MINOR_LIMIT, DeviceRule, format_rule, questions
+from nestrt.level.devices import DEFAULT_RULES, EVERYTHING, MAJOR_LIMIT, MINOR_LIMIT, DeviceRule, format_rule, questions, subset
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,17 +40,22 @@ _PATHS = {
 }
 
 
-def with_defaults(rules: Iterable[OrderedRule], nodes: Iterable[Device] = ()) -> tuple[OrderedRule, ...]:
+def with_defaults(
+    rules: Iterable[OrderedRule], nodes: Iterable[Device] = (), held: tuple[DeviceRule, ...] | None = None
+) -> tuple[OrderedRule, ...]:
     """*rules*, then leave for what every guest may use: runc and crun append the same to every document.
 
     *nodes* are linux.devices; as in runc they get no rule of their own. Unlike
     runc's the usual ones have no /dev/net/tun. As in runc's the console that a
-    guest has is a pseudo-terminal, and 5:1 would be the host's.
+    guest has is a pseudo-terminal, and 5:1 would be the host's. What this level
+    itself has not, where *held* says what it has, is left out: nobody asked for it.
     """
     from nestrt.oci.resources import DeviceRule as OrderedRule
 
     left_out = {(5, 1), *(_PATHS.get(node.path) for node in nodes)}
     usual = (rule for rule in (*DEFAULT_RULES, TUN) if (rule.major, rule.minor) not in left_out)
+    if held is not None:
+        usual = (rule for rule in tuple(usual) if subset((rule,), held) is None)
     return (*rules, *(OrderedRule(True, rule.type, rule.major, rule.minor, rule.access) for rule in usual))
 
 

@@ -11,6 +11,7 @@ from nestrt.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from nestrt.level.devices import DeviceRule as LevelRule
     from nestrt.oci.model import Spec
     from nestrt.oci.resources import BlockIo, DeviceRule, Memory, Resources
 
@@ -60,15 +61,18 @@ def limits_of(resources: Resources, rules: tuple[DeviceRule, ...]) -> Limits:
     )
 
 
-def for_bundle(policy: Policy, spec: Spec) -> tuple[Policy, Spec, tuple[DeviceRule, ...]]:
+def for_bundle(
+    policy: Policy, spec: Spec, held: tuple[LevelRule, ...] | None = None
+) -> tuple[Policy, Spec, tuple[DeviceRule, ...]]:
     """*policy* with the document's limits and ids, the document within the policy's limits, and its device rules.
 
     Of two limits the smaller holds. The user namespace, the capabilities and no_new_privs are the
-    document's own affair. Raises InputError where nothing satisfies both.
+    document's own affair. *held* are this level's own devices, if it has not all. Raises InputError
+    where nothing satisfies both.
     """
     limits = policy.limits
     spec = replace(spec, resources=within(limits, spec.resources))
-    rules = device_rules(limits, oci_devices.with_defaults(spec.resources.devices, spec.devices))
+    rules = device_rules(limits, oci_devices.with_defaults(spec.resources.devices, spec.devices, held))
     found = replace(
         policy,
         limits=limits_of(spec.resources, rules),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
-from nestrt.errors import HostError, NestrtError
+from nestrt.errors import HostError, NestrtError, NotFound
+from nestrt.kernel import cgroup
 from nestrt.kernel.mountinfo import read_cgroups
 from nestrt.kernel.namespaces import CLONE_NEWUSER, read_id_map, setns
 from nestrt.level.check import Has
+from nestrt.level.devices import DeviceRule, parse_rules
 from nestrt.plan.facts import Facts, Hierarchy, Level
 from nestrt.plan.request import Request
 from nestrt.probe.facts import primary, read_hierarchies
@@ -75,6 +77,20 @@ def gather_bundle(cgroup: str, request: Request | None) -> Facts:
     )
 
 
+def held_devices(facts: Facts) -> tuple[DeviceRule, ...] | None:
+    """The devices that this level may give away, None for all or where that is not known."""
+    if facts.has.devices is not None:
+        return facts.has.devices
+    for hierarchy in facts.hierarchies:
+        if hierarchy.version == 1 and "devices" in hierarchy.controllers:
+            try:
+                rows = cgroup.read(hierarchy.path("/", "devices.list")).splitlines()
+            except OSError:
+                return None
+            return None if any(row.startswith("a") for row in rows) else parse_rules(rows)
+    return None
+
+
 NOWHERE = Hierarchy("", 2, (), "", "/sys/fs/cgroup")
 
 
@@ -97,13 +113,23 @@ def joined_maps(spec: Spec) -> tuple[Ranges, Ranges]:
     parts = entry.path.split("/")
     if len(parts) == 5 and parts[1] == "proc" and parts[2].isdigit():
         pid = parts[2]
-        return tuple(read_id_map("uid_map", pid)), tuple(read_id_map("gid_map", pid))
+        try:
+            return tuple(read_id_map("uid_map", pid)), tuple(read_id_map("gid_map", pid))
+        except FileNotFoundError as error:
+            raise _missing(entry.path) from error
     return _ask_inside(entry.path)
+
+
+def _missing(path: str) -> NotFound:
+    return NotFound("join", f"the user namespace {path}", "no such file or directory", "name one that is there")
 
 
 def _ask_inside(path: str) -> tuple[Ranges, Ranges]:
     """The maps of the namespace file *path*, read by a child process that enters it."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise _missing(path) from error
     gate, opened = os.pipe2(os.O_CLOEXEC)
     done, over = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()

@@ -290,11 +290,11 @@ def _answers(result: Result, questions: Mapping[str, str]) -> Answers:
 
 
 def every_capability() -> list[str]:
-    """All names up to the kernel's last: what engines write for --privileged."""
+    """All that this process has: what engines write for --privileged."""
     from nestrt.kernel.caps import NAMES
 
-    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-    return list(NAMES[: last + 1])
+    row = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapPrm:"))
+    return [name for number, name in enumerate(NAMES) if int(row.split()[1], 16) >> number & 1]
 
 
 def python_bundle(bundle: Bundle, python: PythonRoot) -> Bundle:
@@ -308,9 +308,14 @@ def python_bundle(bundle: Bundle, python: PythonRoot) -> Bundle:
 
 
 def inner_document(config: Mapping[str, Any], python: PythonRoot, root: str) -> dict[str, Any]:
-    """*config* for a container inside a Python container: its root filesystem *root*, completed by binds."""
+    """*config* for a container inside a Python container: its root filesystem *root*, completed by mounts.
+
+    Its ids are not shifted, so that what its root is to write has to be mounted.
+    """
     found: dict[str, Any] = json.loads(json.dumps(config))
     found["root"] = {"path": root}
+    options = ["nosuid", "nodev", "mode=755"]
+    found["mounts"].append({"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": options})
     for word in python.inner_mounts:
         if word != "--mount":
             keys = dict(part.partition("=")[::2] for part in word.split(","))
