@@ -37,7 +37,7 @@ STATE, CONFIG, SOCKET, EXPOSED = "state.json", "config.json", "start.sock", "exp
 def check_id(id: str) -> str:
     """*id* if it can be a container's: letters, digits and ``_+-.``, at most 1024. Raises InputError."""
     if id in ("", ".", "..") or len(id) > ID_LIMIT or not ID_CHARACTERS.issuperset(id):
-        raise InputError("use", f"container id {id[:80]!a}", "invalid ID format", "use letters, digits, and _ + - .")
+        raise InputError("use", f"container id {id[:80]!a}", "invalid container ID format", "use letters, digits, and _ + - .")
     return id
 
 

@@ -63,14 +63,16 @@ class Service:
         inside: Callable[[_socket.socket], None],
         directories: tuple[str, str] = ("/", "/"),
         keep: Iterable[int] = (),
+        shown: bool = False,
     ) -> None:
         """*inside* is run by the helper before it becomes CRIU; *directories* are those of IMAGE and WORK, by path;
-        *keep* come to stand at KEPT and after."""
+        *keep* come to stand at KEPT and after. *shown*: *inside* has taken a mount namespace, and the image is to be
+        readable there for whoever has the directory open: processes in a user namespace, which restore themselves."""
         self.program = program
         self.sock, theirs = _pair()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(program, theirs, inside, directories, tuple(keep))
+            _become(program, theirs, inside, directories, tuple(keep), shown)
         theirs.close()
         self.pidfd = os.pidfd_open(self.pid)
         self.ended = False
@@ -173,12 +175,18 @@ def _become(
     inside: Callable[[_socket.socket], None],
     directories: tuple[str, str],
     keep: tuple[int, ...],
+    shown: bool,
 ) -> NoReturn:
     """In the helper: do what *inside* says, and be CRIU."""
     try:
         inside(sock)
         ours, theirs = _pair()
-        places = [os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for path in directories]
+        image, work = directories
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        places = [-1, os.open(work, flags)]
+        if shown:
+            _show(image)  # after the work directory was opened, which may be the same
+        places[0] = os.open(image, flags)
         terminal.send_fd(sock.fileno(), theirs.fileno())
         # First above all that is used, then into place: nothing is overwritten before it has been copied.
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in (ours.fileno(), *places, *keep)]
@@ -194,6 +202,19 @@ def _become(
         sock.send(f"{error.errno or 0} {error.filename or ''}".encode("utf-8", "replace"))
     finally:
         os._exit(1)
+
+
+def _show(image: str) -> None:
+    """Cover the directory *image* by one of the same files that anybody may search; its own lets only root in."""
+    names = [entry.name for entry in os.scandir(image) if entry.is_file(follow_symlinks=False)]
+    trees = [(name, mount.open_tree(f"{image}/{name}")) for name in names]
+    tree = mount.new_mount("tmpfs", "mode=711,size=1m")
+    mount.move_mount(tree, image)
+    for name, file in trees:
+        os.close(os.open(f"{image}/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        mount.move_mount(file, f"{image}/{name}")
+        os.close(file)
+    os.close(tree)
 
 
 def enter_cgroup_namespace(pid: int) -> Callable[[_socket.socket], None]:

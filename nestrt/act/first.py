@@ -10,6 +10,7 @@ import os
 import sys
 
 from nestrt.act.process import Guest
+from nestrt.act.program import setgroups_allowed
 from nestrt.act.protocol import Gone
 from nestrt.errors import KernelError, NestrtError
 from nestrt.kernel import prctl, terminal
@@ -73,7 +74,8 @@ def _tell(guest: Guest, step: Tell) -> None:
 
 
 def _become_root(guest: Guest, step: do.BecomeRoot) -> None:
-    os.setgroups([])
+    if setgroups_allowed():
+        os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     prctl.set_parent_death_signal(_signal.SIGKILL)  # a change of user clears it

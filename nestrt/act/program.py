@@ -213,7 +213,7 @@ def _own_standard_streams(uid: int) -> None:
                 raise
 
 
-def _setgroups_allowed() -> bool:
+def setgroups_allowed() -> bool:
     """Whether this user namespace has setgroups(2); where /proc is not there to ask, the call itself will tell."""
     try:
         with open("/proc/self/setgroups", "rb", buffering=0) as file:
@@ -224,7 +224,7 @@ def _setgroups_allowed() -> bool:
 
 def _become_ids(step: process_do.BecomeUser) -> None:
     # Where it is denied, nobody could have given groups: runc leaves them out there too.
-    if _setgroups_allowed():
+    if setgroups_allowed():
         os.setgroups(step.groups)
     for call, name, value in ((os.setresgid, "gid", step.gid), (os.setresuid, "uid", step.uid)):
         try:

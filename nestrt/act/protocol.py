@@ -124,7 +124,7 @@ def received(body: dict[str, object]) -> NestrtError:
 
 
 def program_error(program: str, number: int) -> ProgramError:
-    """execve(2)'s refusal in the words that engines look for, with the exit status of a shell: 127 not there, else 126."""
+    """execve(2)'s refusal in the words that engines look for, with a shell's exit status: 127 not there, else 126."""
     text = os.strerror(number)
     reason = f"exec {program}: {text[:1].lower()}{text[1:]}"
     if number == errno.ENOENT:

@@ -152,6 +152,13 @@ class Maker:
         for count in range(len(parts)):
             self.mkdir("/".join(parts[: count + 1]))
 
+    def make_groups(self) -> None:
+        """All groups, parents first, and nothing more."""
+        for group in self.tree.groups:
+            if group.path:
+                self.mkdir(group.path)
+                self._owners(group)
+
     def make(self) -> None:
         """All groups, parents first, with what was set there. The guest root itself holds no process by now if
         controllers are to be enabled in it."""

@@ -23,7 +23,7 @@ from nestrt.oci.document import load, require_process
 from nestrt.plan.container import Bundle, plan_container
 from nestrt.plan.process import ungranted
 from nestrt.plan.request import Request
-from nestrt.probe.bundle import cgroup_path, gather_bundle, held_devices, joined_maps, joins_own_network
+from nestrt.probe.bundle import cgroup_path, elsewhere, gather_bundle, held_devices, joined_maps, joins_own_network
 from nestrt.probe.policies import policy_of
 from nestrt.record import replace
 
@@ -207,6 +207,7 @@ class Making:
             self.fds,
             joined_maps(spec),
             joins_own_network(spec),
+            elsewhere(facts) if facts.in_userns and request is None else (),
         )
         return bundle, facts
 

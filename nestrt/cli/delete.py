@@ -71,11 +71,13 @@ def delete_one(flags: Globals, name: str, force: bool) -> None:
     except NotFound as error:
         if flags.root == STATE_ROOT and _guest(name, force):
             return
-        if not force:
-            raise OwnStatus(error) from error
-        return
-    except containers.Foreign:
+        if force:
+            return
+        if flags.root == STATE_ROOT:
+            raise OwnStatus(error) from error  # it could have been a guest of launch
         raise
+    except (InputError, containers.Foreign):
+        raise  # no name of a container, or not ours: force is no licence to remove what it leads to
     except NestrtError:
         if not force:
             raise

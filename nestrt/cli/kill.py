@@ -27,9 +27,9 @@ def main(flags: Globals, argv: list[str]) -> int:
         signal_all(container, hierarchies_of(container), number)
         return 0
     # Without a pid namespace of its own the others live on, and nothing would end them.
-    if number == KILL and container.cgroup and container.document.get("own_pids") is False:
-        if signal_all(container, hierarchies_of(container), number):
-            return 0
+    shared = number == KILL and container.cgroup and container.document.get("own_pids") is False
+    if shared and signal_all(container, hierarchies_of(container), number):
+        return 0
     container.require("kill", "created", "running", "paused")
     signal_first(container, number)
     return 0

@@ -105,6 +105,7 @@ class Restoring(Making):
         self.trees: tuple[Tree, ...] = load_text(text, f"{image}/{GROUPS}", parse_trees) if text else ()
         self.sources: dict[str, str] = {}
         self.master: int | None = None
+        self.later: tuple[list[Step], list[Maker]] = ([], [])
 
     def _read(self, name: str, missing: str | None = None) -> str:
         try:
@@ -213,7 +214,8 @@ class Restoring(Making):
             signalfd.set_blocked(signals)
             place(sock)
 
-        service = criu.Service(self.program, inside, (self.image_path, self.work_path), keep)
+        shown = self.spec.namespace("user") is not None
+        service = criu.Service(self.program, inside, (self.image_path, self.work_path), keep, shown)
         for fd in keep:
             os.close(fd)
         return service, options
@@ -252,10 +254,33 @@ class Restoring(Making):
                     first = f"{base}/{tree.first}" if tree.first else base
                 if first != base:
                     cgroup.write(hierarchy.path(first, "cgroup.procs"), str(service.pid))
-            if request:
-                carry(creator, late_steps(request, facts, identity(bundle)))
+            late = late_steps(request, facts, identity(bundle)) if request else []
+            if self.saved.inside or not request:
+                carry(creator, late)
+                for maker in makers:
+                    maker.make()
+                return
+            # CRIU moves the first process through the guest root, where no controllers may be enabled as long.
             for maker in makers:
-                maker.make()
+                if maker.hierarchy.version == 1:
+                    maker.make()
+                else:
+                    maker.make_groups()
+            self.later = (late, makers)
+            makers = []
+        finally:
+            for maker in makers:
+                maker.close()
+
+    def _divide(self, creator: Creator) -> None:
+        """What had to wait until all processes stand in their groups; they do not run yet."""
+        late, makers = self.later
+        self.later = ([], [])
+        try:
+            carry(creator, late)
+            for maker in makers:
+                if maker.hierarchy.version == 2:
+                    maker.make()
         finally:
             for maker in makers:
                 maker.close()
@@ -307,6 +332,7 @@ class Restoring(Making):
             finally:
                 creator.pid = 0
         elif answer.script == "post-restore":
+            self._divide(creator)
             self._known(creator, answer.pid)
         elif answer.script == "orphan-pts-master" and descriptor >= 0:
             if not creator.bundle.console:

@@ -15,7 +15,16 @@ from __future__ import annotations
 
 from nestrt.controllers.base import Setting
 from nestrt.errors import HostError, InputError
-from nestrt.level.devices import DEFAULT_RULES, EVERYTHING, MAJOR_LIMIT, MINOR_LIMIT, DeviceRule, format_rule, questions, subset
+from nestrt.level.devices import (
+    DEFAULT_RULES,
+    EVERYTHING,
+    MAJOR_LIMIT,
+    MINOR_LIMIT,
+    DeviceRule,
+    format_rule,
+    questions,
+    subset,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

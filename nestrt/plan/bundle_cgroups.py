@@ -26,12 +26,10 @@ if TYPE_CHECKING:
 NO_ALL = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
 
 
-def _v1(
-    name: str, options: Options, target: str, group: str, hierarchies: tuple[Hierarchy, ...], own: bool
-) -> list[Step]:
+def _v1(name: str, options: Options, target: str, groups: dict[Hierarchy, str], own: bool) -> list[Step]:
     steps: list[Step] = [do.MountType(name, "tmpfs", "tmpfs", target, NO_ALL, ("mode=755",), options.propagation)]
     fixed = ATTR_RDONLY if options.read_only else 0
-    for h in hierarchies:
+    for h, group in groups.items():
         # One that is alive and mounted nowhere has no name.
         if h.version != 1 or not h.name:
             continue
@@ -41,7 +39,7 @@ def _v1(
             words = tuple(h.options.split(","))
             steps.append(do.MountType(name, "cgroup", "cgroup", place, NO_ALL | fixed, words))
         else:
-            steps.append(do.AttachOld(name, h.path(group or "/"), place, options.attributes, options.propagation))
+            steps.append(do.AttachOld(name, h.path(group), place, options.attributes, options.propagation))
         names = base.split(",") if "," in base else []
         names += [link for link in h.links if link not in names]
         steps += [do.MakeLink(f"{target}/{link}", base) for link in names]
@@ -49,20 +47,20 @@ def _v1(
 
 
 def cgroup_steps(
-    name: str, mount: Mount, options: Options, target: str, group: str, hierarchies: tuple[Hierarchy, ...], own: bool
+    name: str, mount: Mount, options: Options, target: str, groups: dict[Hierarchy, str], own: bool
 ) -> list[Step]:
-    """The steps for the entry *mount* (type cgroup or cgroup2) of a container whose processes stand in *group*;
+    """The steps for the entry *mount* (type cgroup or cgroup2) of a container whose processes stand in *groups*;
     *own*: it has a cgroup namespace. Raises HostError where there is no such hierarchy."""
-    if mount.type == "cgroup" and any(h.version == 1 for h in hierarchies):
-        return _v1(name, options, target, group, hierarchies, own)
-    unified = [h for h in hierarchies if h.version == 2]
+    if mount.type == "cgroup" and any(h.version == 1 for h in groups):
+        return _v1(name, options, target, groups, own)
+    unified = [h for h in groups if h.version == 2]
     if not unified:
         raise HostError("mount", name, "no cgroup v2 hierarchy is mounted at this level", "mount -t cgroup2 none DIR")
     flags = options.attributes
     if not own:
         return [do.AttachOld(name, unified[0].mountpoint, target, flags, options.propagation)]
     # A user namespace whose cgroup namespace is not its own may not mount it.
-    fallback = unified[0].path(group or "/")
+    fallback = unified[0].path(groups[unified[0]])
     source = mount.source or "cgroup2"
     words = options.data
     return [do.MountType(name, "cgroup2", source, target, flags, words, options.propagation, fallback=fallback)]

@@ -78,7 +78,8 @@ class Context:
     *root_path* and *bundle* are absolute paths of the launching level; *group* is the container's group in
     every hierarchy ("/machine/x"). *userns*: it has a user namespace; *in_userns*: the launching level is in
     one. *view* are the steps of a CONTAINER_LEVEL view, that take the place of every cgroup mount of the
-    document, and of binds of the launching level's; None without a policy.
+    document, and of binds of the launching level's; None without a policy. *elsewhere* are hierarchies
+    in which the container has no group: an ordinary user may make none there.
     """
 
     root_path: str
@@ -89,6 +90,7 @@ class Context:
     in_userns: bool = False
     no_pivot: bool = False
     view: tuple[Step, ...] | None = None
+    elsewhere: tuple[Hierarchy, ...] = ()
 
 
 @record
@@ -273,7 +275,8 @@ class _Maker:
             self.view()
         else:
             context = self.context
-            self.mounts += cgroup_steps(name, mount, options, target, context.group, context.hierarchies, self.cgroupns)
+            groups = {h: context.group or "/" for h in context.hierarchies} | dict.fromkeys(context.elsewhere, "/")
+            self.mounts += cgroup_steps(name, mount, options, target, groups, self.cgroupns)
 
 
 def _sets_up_dev(mounts: Sequence[Mount]) -> bool:

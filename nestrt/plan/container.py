@@ -33,7 +33,7 @@ from nestrt.oci.model import Process, Spec
 from nestrt.plan import container_steps as do
 from nestrt.plan.bundle_mounts import BundleMounts, Context, bundle_mounts
 from nestrt.plan.container_groups import container_groups
-from nestrt.plan.facts import Facts
+from nestrt.plan.facts import Facts, Hierarchy
 from nestrt.plan.groups import late_steps, mark
 from nestrt.plan.guest import view_steps
 from nestrt.plan.guest_steps import BecomeRoot, LoopbackUp, OpenTerminal, TakeCgroupNamespace
@@ -79,7 +79,8 @@ class Bundle:
 
     *socket* is where the first process waits for ``start``, "" for ``run``. *console* is the path of
     ``--console-socket``. *joined* are the id maps of a user namespace that is joined, not made;
-    *host_network*: the network namespace that is joined is the runtime's own.
+    *host_network*: the network namespace that is joined is the runtime's own. *elsewhere* are the hierarchies
+    in which the container has no group, as it may have none there.
     """
 
     id: str
@@ -99,6 +100,7 @@ class Bundle:
     preserve_fds: int = 0
     joined: tuple[Ranges, Ranges] = ((), ())
     host_network: bool = False
+    elsewhere: tuple[Hierarchy, ...] = ()
 
     @property
     def process(self) -> Process:
@@ -197,6 +199,7 @@ def _mounts(bundle: Bundle, facts: Facts, who: Identity) -> BundleMounts:
         facts.in_userns,
         not bundle.pivot,
         None if request is None else tuple(view_steps(request, facts, who)),
+        bundle.elsewhere,
     )
     return bundle_mounts(bundle.spec, context)
 

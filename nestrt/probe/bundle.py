@@ -9,7 +9,7 @@ from nestrt.kernel import cgroup
 from nestrt.kernel.mountinfo import read_cgroups
 from nestrt.kernel.namespaces import CLONE_NEWUSER, read_id_map, setns
 from nestrt.level.check import Has
-from nestrt.level.devices import DeviceRule, parse_rules
+from nestrt.level.devices import DeviceRule, merge, parse_rule
 from nestrt.plan.facts import Facts, Hierarchy, Level
 from nestrt.plan.request import Request
 from nestrt.probe.facts import primary, read_hierarchies
@@ -77,6 +77,14 @@ def gather_bundle(cgroup: str, request: Request | None) -> Facts:
     )
 
 
+def elsewhere(facts: Facts) -> tuple[Hierarchy, ...]:
+    """The hierarchies that are mounted here and are not among those of *facts*."""
+    try:
+        return tuple(h for h in read_hierarchies() if h not in facts.hierarchies)
+    except HostError:
+        return ()
+
+
 def held_devices(facts: Facts) -> tuple[DeviceRule, ...] | None:
     """The devices that this level may give away, None for all or where that is not known."""
     if facts.has.devices is not None:
@@ -87,7 +95,7 @@ def held_devices(facts: Facts) -> tuple[DeviceRule, ...] | None:
                 rows = cgroup.read(hierarchy.path("/", "devices.list")).splitlines()
             except OSError:
                 return None
-            return None if any(row.startswith("a") for row in rows) else parse_rules(rows)
+            return None if any(row.startswith("a") for row in rows) else merge(map(parse_rule, rows))
     return None
 
 

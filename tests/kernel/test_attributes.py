@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from nestrt.act import attributes, guest, resctrl
+from nestrt.act import attributes, first, guest, resctrl
 from nestrt.act.process import Guest
 from nestrt.act.protocol import pair
 from nestrt.errors import HostError, InputError, NestrtError, ProgramError, StateError
@@ -101,12 +101,16 @@ def output(root: Path, process: Process, spec: Spec | None = None, joins: bool =
     ours, theirs = pair()
     pid, pidfd = namespaces.clone(flags)
     if pid == 0:
-        os.close(ours.sock.detach())
-        os.dup2(into, 1)
-        os.dup2(into, 2)
-        prepare(root)
-        steps = {**guest.STEPS, **attributes.FIRST}
-        guest.main(Plan("test", (), first_steps(spec, process, joins)), Guest(theirs, -1, {}, -1, set()), steps, None)
+        try:
+            os.close(ours.sock.detach())
+            os.dup2(into, 1)
+            os.dup2(into, 2)
+            prepare(root)
+            steps = {**guest.STEPS, **attributes.FIRST}
+            held = Guest(theirs, -1, {}, -1, set())
+            first.main(Plan("test", (), first_steps(spec, process, joins)), held, steps, None)
+        finally:
+            os._exit(124)  # whatever is raised here is not for pytest, of which this is a copy
     os.close(into)
     os.close(pidfd)
     os.close(theirs.sock.detach())

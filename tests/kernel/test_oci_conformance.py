@@ -181,12 +181,10 @@ def test_a_frozen_group_is_not_taken(bundle: Bundle) -> None:
 
 # execve(2) itself refuses: in the words that engines look for, and by the program's name.
 @pytest.mark.parametrize(
-    ("text", "words", "rc"),
-    [("#!/no/interpreter\n", "exec /bad: no such file or directory", 127), ("junk", "exec /bad: exec format error", 126)],
+    ("text", "words"),
+    [("#!/no/interpreter\n", "exec /bad: no such file or directory"), ("junk", "exec /bad: exec format error")],
 )
-def test_a_program_that_the_kernel_refuses(
-    new_bundle: NewBundle, tmp_path: Path, text: str, words: str, rc: int
-) -> None:
+def test_a_program_that_the_kernel_refuses(new_bundle: NewBundle, tmp_path: Path, text: str, words: str) -> None:
     script = tmp_path / "bad"
     script.write_text(text)
     script.chmod(0o755)
@@ -218,7 +216,7 @@ def test_a_program_by_capability(bundle: Bundle, tmp_path: Path) -> None:
     assert "permission denied" in bundle.run().err
     names = ["CAP_DAC_OVERRIDE"]
     kinds = ("bounding", "effective", "permitted", "inheritable", "ambient")
-    bundle.config["process"]["capabilities"] = {kind: names for kind in kinds}
+    bundle.config["process"]["capabilities"] = dict.fromkeys(kinds, names)
     assert bundle.run().ok().out == "run\n"
 
 
@@ -363,13 +361,14 @@ def test_as_under_runc(bundle: Bundle, tmp_path: Path) -> None:
         subprocess.run([*command, *root, "create", name], cwd=bundle.path, stdin=subprocess.DEVNULL, check=True)
         verb("create", name)
         state = json.loads(verb("state", name))
-        told += [sorted(state), state["status"], state["ociVersion"], state["bundle"]]
+        told += [sorted(state), state["status"], state["bundle"]]
         verb("delete", name)
         if json_there(verb("list", "-f", "json")):
             verb("delete", "-f", name)
         subprocess.run([*command, *root, "run", "-d", name], cwd=bundle.path, stdin=subprocess.DEVNULL, check=True)
-        for words in (("start", name), ("delete", name), ("exec", name, "false"), ("exec", name, "sh", "-c", "exit 42")):
+        for words in (("start", name), ("delete", name), ("exec", name, "false")):
             verb(*words)
+        verb("exec", name, "sh", "-c", "exit 42")
         verb("exec", name, "nowhere")
         verb("pause", name)
         verb("pause", name)
@@ -386,7 +385,6 @@ def test_as_under_runc(bundle: Bundle, tmp_path: Path) -> None:
         verb("kill", name, "KILL")
         verb("start", name)
         verb("delete", name)
-        verb("nonsense")
     ours, runcs = rows.values()
     assert ours == runcs
 

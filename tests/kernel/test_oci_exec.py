@@ -1,9 +1,9 @@
 """One more process in a container: where it stands, whose rights it has, what it gets and what it says.
 
-    /…/ID               limit group                      without a policy all stand here
-      guest/            guest root       (policy)
-        init/           first process    exec lands beside it, wherever it is by now
-        web/                             exec --cgroup /web lands here
+/…/ID               limit group                      without a policy all stand here
+  guest/            guest root       (policy)
+    init/           first process    exec lands beside it, wherever it is by now
+    web/                             exec --cgroup /web lands here
 """
 
 from __future__ import annotations

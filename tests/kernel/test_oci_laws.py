@@ -22,7 +22,14 @@ import pytest
 from support.bundles import PARENT, Bundle, document, every_capability, here, inner_document, python_bundle
 from support.guests import Answers, controllers, directory, inside, parse, script
 from support.hostside import (
-    groups, has_v1, hierarchies, hierarchy_of, is_v2_only, mark, read, v2_hierarchy,
+    groups,
+    has_v1,
+    hierarchies,
+    hierarchy_of,
+    is_v2_only,
+    mark,
+    read,
+    v2_hierarchy,
 )  # fmt: skip
 from support.need import require
 from support.rootfs import COMMAND, PythonRoot
@@ -140,7 +147,9 @@ def test_clamp_and_lock(bundle: Bundle, mode: str) -> None:
                 for name, v1, v2, wish in WISHES
                 if hierarchy_of(name) == hierarchy
             )
-            again[f"again {number}"] = f"mkdir {point} && mount {options_of(number)} none {point} && cd {point} && ls ..; {writes or 'true'}; true"
+            again[f"again {number}"] = (
+                f"mkdir {point} && mount {options_of(number)} none {point} && cd {point} && ls ..; {writes or 'true'}; true"
+            )
         bundle.ask_running(again)
     assert standing(bundle) == expected()
     # And what it makes below holds no more than that.
@@ -202,7 +211,14 @@ def test_subset(bundle: Bundle, mode: str) -> None:
     assert answers["cpus"].text.split()[-1] == str(CPUS[0])
 
 
-DENIED = {"resources": {"devices": [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}]}}
+DENIED = {
+    "resources": {
+        "devices": [
+            {"allow": False, "access": "rwm"},
+            {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+        ]
+    }
+}
 
 
 # Devices: the document's rules are those of the limit group; what is made below has no more.
@@ -354,9 +370,7 @@ def bundle_inside(python: PythonRoot, name: str, memory: int, userns: bool, ques
     config = document(["sh", "-c", script(questions)])
     config["annotations"] = {"nestrt.level.virtualize": "true", "nestrt.policy": "nested"}
     config["linux"].update(cgroupsPath=f"/inner/{name}", resources={"memory": {"limit": memory}})
-    config["process"]["capabilities"] = {
-        kind: every_capability() for kind in ("bounding", "effective", "permitted")
-    }
+    config["process"]["capabilities"] = {kind: every_capability() for kind in ("bounding", "effective", "permitted")}
     if userns:
         config["linux"]["namespaces"].append({"type": "user"})
         ids = [{"containerID": 0, "hostID": 20000, "size": 20000}]
@@ -400,7 +414,9 @@ def test_levels(bundle: Bundle, guest_name: str, python: PythonRoot, tmp_path: P
     seen(at_three, 128 * MIB)
     # run has taken its container's groups away again, at each level, and nothing else stays above the view.
     for hierarchy in hierarchies():
-        below = [str(place.relative_to(hierarchy.group(top))) for place in hierarchy.group(top).rglob("*") if place.is_dir()]
+        below = [
+            str(place.relative_to(hierarchy.group(top))) for place in hierarchy.group(top).rglob("*") if place.is_dir()
+        ]
         assert not [name for name in below if "two" in name or "three" in name], below
         assert all(name.split("/")[0] == "guest" for name in below), below
 
@@ -441,7 +457,9 @@ def test_a_level_gives_no_more_than_it_has(bundle: Bundle, python: PythonRoot) -
 def test_the_engines_path_counts_all(bundle: Bundle) -> None:
     prepared(bundle, "nouserns")
     bundle.up("sleep 600 & sleep 600 & wait")
-    wait_for(lambda: len(json.loads(bundle.verb("ps", "--format", "json", bundle.id).ok().out)) == 3, "ps to show three")
+    wait_for(
+        lambda: len(json.loads(bundle.verb("ps", "--format", "json", bundle.id).ok().out)) == 3, "ps to show three"
+    )
     assert int(read("pids", bundle.cgroup, "pids.current", "pids.current")) == 3
     assert bundle.cgroup.startswith(PARENT)
     stats = json.loads(bundle.verb("events", "--stats", bundle.id).ok().out)

@@ -1,8 +1,8 @@
 """The life of a container: what each verb does in each state, what hooks see of it, and what a caller may be like.
 
-    create ──▶ created ──start──▶ running ──pause──▶ paused
-                  │                  │  ◀──resume──────┘
-                  └──── kill ────────┴──▶ stopped ──delete──▶ (nothing)
+create ──▶ created ──start──▶ running ──pause──▶ paused
+              │                  │  ◀──resume──────┘
+              └──── kill ────────┴──▶ stopped ──delete──▶ (nothing)
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def test_paths(new_bundle: NewBundle, tmp_path: Path) -> None:
 def test_ids_that_cannot_be(bundle: Bundle, id: str) -> None:
     bundle.write()
     result = bundle.nestrt.run(*bundle.globals, "create", "--bundle", str(bundle.path), id)
-    told(result, "invalid ID format", 1)
+    told(result, "invalid container ID format", 1)
     assert not bundle.state_root.exists() or not os.listdir(bundle.state_root)
 
 
@@ -250,11 +250,11 @@ def test_delete_races_create(bundle: Bundle) -> None:
 
 # Callers are what they are: podman's clean-up has no environment, a shell may ignore SIGCHLD, a daemon has no streams.
 CALLERS = {
-    "no environment": "exec env -i \"$@\"",
+    "no environment": 'exec env -i "$@"',
     "child signal ignored": "trap '' CHLD; \"$@\"",
-    "umask": "umask 077; \"$@\"",
-    "closed streams": "\"$@\" <&- >&- 2>&-",
-    "no directory": "mkdir -p gone && cd gone && rmdir ../gone && \"$@\"",
+    "umask": 'umask 077; "$@"',
+    "closed streams": '"$@" <&- >&- 2>&-',
+    "no directory": 'mkdir -p gone && cd gone && rmdir ../gone && "$@"',
     "signals ignored": "trap '' PIPE HUP INT TERM; \"$@\"",
 }
 
@@ -459,7 +459,13 @@ def with_hooks(bundle: Bundle, place: Path, stages: tuple[str, ...] = STAGES) ->
     for stage in stages:
         where = "/hooks" if stage == "startContainer" else str(place)
         text = f"cat > {where}/{stage}; hostname > {where}/{stage}.host; env > {where}/{stage}.env; echo {stage} >> "
-        bundle.hook(stage, "/bin/sh", "-c", f"{text}{where}/order; ls /proc/self/fd > {where}/{stage}.fd", env=["A=1", "PATH=/bin"])
+        bundle.hook(
+            stage,
+            "/bin/sh",
+            "-c",
+            f"{text}{where}/order; ls /proc/self/fd > {where}/{stage}.fd",
+            env=["A=1", "PATH=/bin"],
+        )
     return bundle
 
 
@@ -573,7 +579,9 @@ def test_signals_by_name_and_number(bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.write_text("")
     bundle.mount(str(out), "/out")
-    bundle.up("for s in USR1 USR2 HUP INT; do trap \"echo $s >> /out\" $s; done; echo up >> /out; while :; do sleep 0.05; done")
+    bundle.up(
+        'for s in USR1 USR2 HUP INT; do trap "echo $s >> /out" $s; done; echo up >> /out; while :; do sleep 0.05; done'
+    )
     wait_for(lambda: "up" in out.read_text(), "the traps")
     for word, name in (("10", "USR1"), ("USR2", "USR2"), ("SIGHUP", "HUP"), ("int", "INT")):
         bundle.kill(word).ok()
@@ -625,5 +633,3 @@ def test_without_groups(bundle: Bundle) -> None:
     bundle.kill("KILL", "--all").ok()
     bundle.await_status("stopped")
     bundle.delete().ok()
-
-

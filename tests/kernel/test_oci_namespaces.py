@@ -1,7 +1,7 @@
 """Namespaces of a bundle's container: made, joined by path, shared with the host, and those that cannot be.
 
-    pod      net ipc uts (user pid) ──┐ /proc/PID/ns/…, or a bind mount of it
-    member   joins ───────────────────┘  and has the rest of its own
+pod      net ipc uts (user pid) ──┐ /proc/PID/ns/…, or a bind mount of it
+member   joins ───────────────────┘  and has the rest of its own
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from support.runner import wait_for
 
 NewBundle = Callable[..., Bundle]
 # OCI name: name in /proc/PID/ns
-FILES = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid", "mount": "mnt", "cgroup": "cgroup", "user": "user", "time": "time"}
+FILES = {
+    "network": "net",
+    "ipc": "ipc",
+    "uts": "uts",
+    "pid": "pid",
+    "mount": "mnt",
+    "cgroup": "cgroup",
+    "user": "user",
+    "time": "time",
+}
 
 
 def link(pid: int | str, kind: str) -> str:
@@ -195,7 +204,10 @@ def offsets(bundle: Bundle) -> dict[str, float]:
 def test_time_offsets(bundle: Bundle) -> None:
     require("time namespaces", _absent("time"))
     bundle.namespace("time")
-    bundle.config["linux"]["timeOffsets"] = {"boottime": {"secs": 1_000_000}, "monotonic": {"secs": 2_000, "nanosecs": 5}}
+    bundle.config["linux"]["timeOffsets"] = {
+        "boottime": {"secs": 1_000_000},
+        "monotonic": {"secs": 2_000, "nanosecs": 5},
+    }
     bundle.up()
     text = bundle.exec("cat", "/proc/self/timens_offsets").ok().out.split()
     assert text == ["monotonic", "2000", "5", "boottime", "1000000", "0"]
@@ -236,7 +248,11 @@ def test_a_cgroup_namespace_without_a_policy(bundle: Bundle) -> None:
     place = hierarchies()[0].mountpoint
     bundle.namespace("cgroup")
     answers = bundle.ask(
-        {"own": "cut -d: -f3 /proc/self/cgroup | sort -u", "procs": f"cat {place}/cgroup.procs", "make": f"mkdir {place}/x"}
+        {
+            "own": "cut -d: -f3 /proc/self/cgroup | sort -u",
+            "procs": f"cat {place}/cgroup.procs",
+            "make": f"mkdir {place}/x",
+        }
     )
     assert answers.text("own") == "/"
     assert "1" in answers.text("procs").split()

@@ -259,25 +259,25 @@ class Bundle:
     def sweep(self) -> None:
         """Take everything away by hand, whatever nestrt thinks of it."""
         for directory in groups(self.cgroup):
-            for file in ("cgroup.freeze", "freezer.state"):
+            for file, text in (("cgroup.freeze", "0"), ("freezer.state", "THAWED")):
                 for one in directory.rglob(file):
-                    _try(lambda one=one, file=file: one.write_text("0" if file == "cgroup.freeze" else "THAWED"))
+                    _try(one.write_text, text)
         for _ in range(50):
             alive = processes(self.cgroup) - {0}
             if not alive:
                 break
             for pid in alive:
-                _try(lambda pid=pid: os.kill(pid, signal.SIGKILL))
+                _try(os.kill, pid, signal.SIGKILL)
             time.sleep(0.05)
         for directory in groups(self.cgroup):
             for place, _, _ in os.walk(directory, topdown=False):
-                _try(lambda place=place: os.rmdir(place))
+                _try(os.rmdir, place)
         shutil.rmtree(self.state_root / self.id, ignore_errors=True)
 
 
-def _try(call: Callable[[], object]) -> None:
+def _try(call: Callable[..., object], *args: object) -> None:
     try:
-        call()
+        call(*args)
     except OSError:
         pass
 

@@ -56,7 +56,7 @@ class Daemon:
             wait_for(answers, f"{argv[0]} to answer", 30)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.told()}") from None
-        self.idle = self.nest.mounts()
+        self.idle = self.nest.mounts(f"{self.store}/")
 
     def answers(self) -> bool:
         raise NotImplementedError
@@ -82,8 +82,9 @@ class Daemon:
         for root in self.roots:
             state = self.nest.inside(root)
             found += [f"state {entry}" for entry in (state.iterdir() if state.exists() else ())]
-        found += [f"mount {point}" for point in self.nest.mounts() if point not in self.idle]
-        found += [f"process {pid} {words}" for pid, words in self.nest.processes().items() if "shim" in words]
+        found += [f"mount {point}" for point in self.nest.mounts(f"{self.store}/") if point not in self.idle]
+        running = self.nest.processes().items()
+        found += [f"process {pid} {words}" for pid, words in running if "-shim-" in words and self.store in words]
         return found
 
     def wait_until_clear(self) -> list[str]:
@@ -111,7 +112,7 @@ class Containerd(Daemon):
         path = nest.write("containerd/config.toml", _CONTAINERD.replace("STORE", self.store))
         self.begin("containerd", "--config", path, "--log-level", "warn")
         self("image", "import", archive).ok()
-        self.idle = nest.mounts()
+        self.idle = nest.mounts(f"{self.store}/")
 
     def __call__(self, *argv: str, **named: Any) -> Result:
         """Run ``ctr ARGV`` in the Nest, in the namespace "nestrt"."""
@@ -167,7 +168,7 @@ class Docker(Daemon):
         self("load", "-q", "-i", archive).ok()
         # The host's network namespace gets a mount that stays.
         self("run", "--rm", "--network", "host", IMAGE, "true").ok()
-        self.idle = nest.mounts()
+        self.idle = nest.mounts(f"{self.store}/")
 
     def __call__(self, *argv: str, **named: Any) -> Result:
         """Run ``docker ARGV`` in the Nest."""

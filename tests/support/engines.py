@@ -163,10 +163,10 @@ class Nest:
         """*path* of the Nest, as the host reaches it."""
         return Path(f"/proc/{self.holder.pid}/root") / path.lstrip("/")
 
-    def mounts(self) -> list[str]:
-        """The mount points in the Nest's store and of network namespaces, sorted."""
+    def mounts(self, *places: str) -> list[str]:
+        """The mount points in the Nest below one of *places*, sorted."""
         rows = Path(f"/proc/{self.holder.pid}/mountinfo").read_text().splitlines()
-        return sorted(row.split()[4] for row in rows if row.split()[4].startswith((f"{self.store}/", "/run/")))
+        return sorted(row.split()[4] for row in rows if row.split()[4].startswith(places))
 
     def processes(self) -> dict[int, str]:
         """The processes in the Nest's mount or network namespace, its holder aside, with their command lines."""

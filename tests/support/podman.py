@@ -60,8 +60,9 @@ class Podman:
         self.flags = ("--tmpdir", f"{store}/tmp")
         self("load", "-q", "-i", archive).ok()
         self.run("--rm", "--", "true").ok()
-        # What stays for good: the store itself, and the directory of network namespaces.
-        self.idle = nest.mounts()
+        # What stays for good: the images' store, and the directory of network namespaces.
+        self.places = (f"{store}/", "/run/netns")
+        self.idle = nest.mounts(*self.places)
 
     def __call__(self, *argv: str, **named: Any) -> Result:
         """Run ``podman ARGV`` in the Nest (see command)."""
@@ -105,7 +106,7 @@ class Podman:
         found = [f"group {group}" for top in groups(self.nest.group) for group in top.rglob("libpod-*")]
         state = self.nest.inside(STATE)
         found += [f"state {entry}" for entry in (os.listdir(state) if state.exists() else ())]
-        found += [f"mount {point}" for point in self.nest.mounts() if point not in self.idle]
+        found += [f"mount {point}" for point in self.nest.mounts(*self.places) if point not in self.idle]
         found += [f"process {pid} {words}" for pid, words in self.nest.processes().items() if "conmon" in words]
         return found
 
