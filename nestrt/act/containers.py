@@ -284,7 +284,7 @@ def _wrong(document: dict[str, Any], id: str) -> str:
     for key, value in document.items():
         if type(value) is not _TYPES.get(key, type(value)):
             return f"{key[:40]} has the wrong type"
-        if _TYPES.get(key) is int and not -1 <= value < 2 ** (63 if key == "start" else 32 if key == "owner" else 31):
+        if key in _TYPES and isinstance(value, int) and not -1 <= value < 2 ** (63 if key == "start" else 32 if key == "owner" else 31):
             return f"{key} is out of range"
     if document.get("id", id) != id:
         return "it is that of another container"

@@ -235,11 +235,11 @@ def take_place(
     have *rootfs* mounted at *root*, which nobody else sees. *targets* are (mountpoint in it, whether it is a file)."""
 
     def inside(sock: _socket.socket) -> None:
-        sock.recv(16)
+        _go(sock)
         if own_namespace:
             namespaces.unshare(namespaces.CLONE_NEWCGROUP)
         sock.send(b"rooted")
-        sock.recv(16)
+        _go(sock)
         namespaces.unshare(namespaces.CLONE_NEWNS)
         mount.propagation("/", MS_REC | MS_PRIVATE)
         tree = mount.open_tree(rootfs, recursive=True)
@@ -249,6 +249,12 @@ def take_place(
             _make_targets(root, targets)
 
     return inside
+
+
+def _go(sock: _socket.socket) -> None:
+    """Wait for a word; without the runtime there is nothing to go on for."""
+    if not sock.recv(16):
+        os._exit(1)
 
 
 def _make_targets(root: str, targets: tuple[tuple[str, bool], ...]) -> None:

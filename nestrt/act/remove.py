@@ -73,15 +73,22 @@ def living(hierarchies: tuple[Hierarchy, ...], group: str) -> list[int]:
     """The pids in *group* and below, in any hierarchy."""
     found: set[int] = set()
     for hierarchy in hierarchies:
-        path = hierarchy.path(group)
-        for directory in (path, *cgroup.below(path)):
-            found.update(cgroup.processes(directory))
+        found |= cgroup.processes_below(hierarchy.path(group))
     return sorted(found)
 
 
 def _thaw(path: str) -> None:
     """v1: thaw a freezer group and everything below it, from the top: a frozen process cannot die (runc#2105)."""
-    for directory in (path, *reversed(cgroup.below(path))):
+    try:
+        directories = (path, *reversed(cgroup.below(path)))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        from nestrt.kernel import deep  # rare
+
+        deep.write(path, "freezer.state", "THAWED")
+        return
+    for directory in directories:
         try:
             cgroup.write(directory + "/freezer.state", "THAWED")
         except OSError:
@@ -117,11 +124,28 @@ def kill(hierarchies: tuple[Hierarchy, ...], group: str) -> None:
         time.sleep(0.002)
 
 
+def _below(path: str) -> list[str]:
+    """The groups below *path*; without those that nest deeper than a path can say, which are removed here."""
+    try:
+        return cgroup.below(path)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+    from nestrt.kernel import deep  # rare
+
+    try:
+        deep.remove(path)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT):
+            raise
+    return []
+
+
 def _remove_groups(hierarchy: Hierarchy, group: str, deadline: float) -> None:
     """Remove *group* with all below it; a group stays busy for a moment after its last process has gone."""
     path = hierarchy.path(group)
     while os.path.isdir(path):
-        for directory in (*cgroup.below(path), path):
+        for directory in (*_below(path), path):
             try:
                 os.rmdir(directory)
             except FileNotFoundError:
@@ -162,7 +186,10 @@ def _lock(fd: int, deadline: float) -> None:
 def remove_parent(
     hierarchies: tuple[Hierarchy, ...], groups: tuple[str, ...] = (PARENT,), patience: float = 0.0
 ) -> None:
-    """Remove *groups* that guests share, deepest first, if no guest is in them and, for *patience* s, none is being made."""
+    """Remove *groups* that guests share, deepest first, if no guest is in them and none is being made.
+
+    *patience* is how long to wait for those that are being made, in seconds.
+    """
     try:
         fd = os.open(PARENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:

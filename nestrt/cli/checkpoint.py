@@ -12,6 +12,7 @@ from nestrt.act.saved import read_trees
 from nestrt.cli.engine import Globals, hierarchies_of, one_id, warn, words
 from nestrt.cli.options import Option
 from nestrt.errors import InputError, NestrtError, StateError
+from nestrt.kernel import cgroup
 from nestrt.oci.document import load
 from nestrt.plan import criu as rpc
 from nestrt.plan.request import GUEST_ROOT
@@ -143,7 +144,8 @@ class Dumping:
         if parent.startswith("/"):
             raise InputError("use", f"--parent-path {parent}", "it is absolute", "write it relative to --image-path")
         self.image_path = os.path.abspath(single.get("image-path") or "checkpoint")
-        if parent and not os.path.isdir(os.path.join(self.image_path, parent)):
+        # By its text: the image directory itself may not be there yet.
+        if parent and not os.path.isdir(os.path.normpath(os.path.join(self.image_path, parent))):
             raise InputError("use", f"--parent-path {parent}", "no such file or directory", "name an image directory")
         if parent:
             self.options += [("parent_img", parent), ("track_mem", True)]
@@ -176,9 +178,25 @@ class Dumping:
             raise InputError("use", f"--page-server {text!a}", reason, "--page-server 10.0.0.2:27000")
         return rpc.message(address, int(port))
 
+    def reachable(self) -> None:
+        """Raises StateError for a group that the guest has frozen by the v1 freezer: nobody can trace what is in it."""
+        base = base_group(self.container)
+        for hierarchy in self.hierarchies:
+            if hierarchy.version == 2 or "freezer" not in hierarchy.controllers or not base:
+                continue
+            for group in cgroup.below(hierarchy.path(base)):
+                if frozen(group):
+                    raise StateError(
+                        "checkpoint",
+                        f"container {self.container.id}",
+                        f"the guest has frozen {group}, and criu cannot save what stands still there",
+                        f"echo THAWED > {group}/freezer.state",
+                    )
+
     def run(self, program: str) -> None:
         """Carry it out. Raises NestrtError."""
         container = self.container
+        self.reachable()
         pid = container.pid
         options: list[tuple[str, Value]] = [
             ("images_dir_fd", criu.IMAGE),
@@ -268,6 +286,14 @@ class Dumping:
 
     def _write(self, name: str, text: str) -> None:
         containers.write_file(f"/proc/self/fd/{self.image}/{name}", text)
+
+
+def frozen(group: str) -> bool:
+    """Whether it is that v1 group itself that was frozen, and not one above it."""
+    try:
+        return cgroup.read(f"{group}/freezer.self_freezing") == "1"
+    except OSError:
+        return False  # gone by now
 
 
 def end(flags: Globals, container: Container) -> None:

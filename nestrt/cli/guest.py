@@ -1,8 +1,8 @@
 """``nestrt guest …``: the guest's own commands; with ``--of NAME`` from the host, over that guest's groups.
 
 From the host nothing of the guest is entered and none of its programs is run: the guest root is found in the host's
-own mounts, below /nestrt/NAME. What the guest is called and how its CPUs are numbered comes from the mark, which the
-host wrote, and not from the stamp, which some guests can change.
+own mounts, below /nestrt/NAME, or where an engine has put the container. What the guest is called and how its CPUs are
+numbered comes from the mark, which the host wrote, and not from the stamp, which some guests can change.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import re
 from typing import Any
 
+from nestrt.errors import NestrtError
 from nestrt.guest import client
 
 
@@ -36,9 +37,13 @@ def host_view(name: str) -> client.View:
     parts = name.split("/")
     if not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", part) for part in parts):
         raise client.GuestError(2, operation, "no guest is called so", "name it like web, or web/inner for its guest")
-    limit = "".join(f"/guest/nestrt/{part}" for part in parts)[len("/guest") :]
+    hierarchies = client.read_hierarchies()
+    limit = f"/nestrt/{parts[0]}"
+    if not any(os.path.isdir(hierarchy.root + limit) for hierarchy in hierarchies):
+        limit = engine_group(parts[0]) or limit
+    limit += "".join(f"/guest/nestrt/{part}" for part in parts[1:])
     found, marks = [], []
-    for hierarchy in client.read_hierarchies():
+    for hierarchy in hierarchies:
         if os.path.isdir(f"{hierarchy.root}{limit}/guest"):
             base = (hierarchy.base + limit).replace("//", "/")
             marks.append(read_mark(hierarchy.root + limit))
@@ -56,6 +61,22 @@ def host_view(name: str) -> client.View:
         "cpus": view.get("cpus") if isinstance(view, dict) else None,
     }
     return client.View(tuple(found), stamp, (owner.st_uid, owner.st_gid), f"nestrt guest --of {name}")
+
+
+def engine_group(name: str) -> str:
+    """The limit group of an engine's container that is a guest of this level, "" if none is called so.
+
+    A claim is none: whoever wrote it could choose what the host's root is led to.
+    """
+    from nestrt.host.sight import find
+    from nestrt.host.walk import walk
+    from nestrt.probe.facts import read_hierarchies
+
+    try:
+        guest = find(walk(read_hierarchies()), name)
+    except NestrtError:
+        return ""
+    return "" if guest.claim else guest.path
 
 
 def read_mark(directory: str) -> dict[str, Any]:

@@ -66,8 +66,7 @@ def processes(container: Container) -> list[int]:
         for mountpoint in places:
             top = mountpoint + container.cgroup
             if os.path.exists(top + "/cgroup.procs"):
-                found = {pid for group in (top, *cgroup.below(top)) for pid in cgroup.processes(group)}
-                return sorted(found - {0})
+                return sorted(cgroup.processes_below(top) - {0})
     return []
 
 

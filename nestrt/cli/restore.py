@@ -161,6 +161,7 @@ class Restoring(Making):
             self._place(creator, facts, service)
             service.tell("go")
             self._restore(service, [*options, *self._roots(bundle, facts)], creator)
+            self._freeze(creator, facts)
             if bundle.request is not None:
                 who = identity(bundle)
                 whole = mark(bundle.request, facts, generation, who, int(now))
@@ -271,6 +272,19 @@ class Restoring(Making):
         finally:
             for maker in makers:
                 maker.close()
+
+    def _freeze(self, creator: Creator, facts: Facts) -> None:
+        """Freeze what the guest had frozen, now that it is whole."""
+        request = creator.bundle.request
+        base = request.guest_root if request else creator.bundle.cgroup
+        trees = {tree.key: tree for tree in self.trees if any(group.frozen for group in tree.groups)}
+        for hierarchy in facts.hierarchies if base else ():
+            if tree := trees.get(key(hierarchy)):
+                maker = Maker(hierarchy, base, tree)
+                try:
+                    maker.freeze()
+                finally:
+                    maker.close()
 
     def _divide(self, creator: Creator) -> None:
         """What had to wait until all processes stand in their groups; they do not run yet."""

@@ -161,7 +161,7 @@ def _hugetlb(hierarchy: Hierarchy, group: str) -> dict[str, dict[str, int]]:
 
 def _processes(hierarchy: Hierarchy, group: str) -> int:
     top = hierarchy.path(group)
-    return sum(len(cgroup.processes(directory)) for directory in (top, *cgroup.below(top)))
+    return len(cgroup.processes_below(top))
 
 
 def read_values(hierarchies: tuple[Hierarchy, ...], group: str) -> dict[str, Any]:

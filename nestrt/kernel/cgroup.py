@@ -6,7 +6,11 @@ the kernel takes a cgroup file's value from a single call.
 
 from __future__ import annotations
 
+import errno
 import os
+
+# Bytes of a group's path to which a child's name and that of a file can be added: PATH_MAX is 4096.
+LONGEST = 3700
 
 
 def read(path: str) -> str:
@@ -51,14 +55,31 @@ def processes(path: str) -> list[int]:
         return []
 
 
+def processes_below(path: str) -> set[int]:
+    """The pids in the group and in all below."""
+    try:
+        return {pid for directory in (path, *below(path)) for pid in processes(directory)}
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+    from nestrt.kernel import deep  # rare
+
+    return deep.processes(path)
+
+
 def below(path: str) -> list[str]:
-    """All groups below *path*, deepest first, not *path* itself."""
+    """All groups below *path*, deepest first, not *path* itself.
+
+    Raises OSError: ENAMETOOLONG where they nest deeper than a path can say (kernel/deep.py).
+    """
     found: list[str] = []
     if not os.path.isdir(path):
         return found
     queue = [path]
     while queue:
         directory = queue.pop()
+        if len(directory) > LONGEST // 4 and len(os.fsencode(directory)) > LONGEST:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
         inner = [f"{directory}/{name}" for name in children(directory)]
         found += inner
         queue += inner

@@ -275,7 +275,7 @@ class _Maker:
             self.view()
         else:
             context = self.context
-            groups = {h: context.group or "/" for h in context.hierarchies} | dict.fromkeys(context.elsewhere, "/")
+            groups = dict.fromkeys(context.hierarchies, context.group or "/") | dict.fromkeys(context.elsewhere, "/")
             self.mounts += cgroup_steps(name, mount, options, target, groups, self.cgroupns)
 
 

@@ -14,6 +14,7 @@ from nestrt.plan.facts import Facts, Hierarchy, Level
 from nestrt.plan.request import Request
 from nestrt.probe.facts import primary, read_hierarchies
 from nestrt.probe.level import ALL_IDS, gather
+from nestrt.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def gather_bundle(cgroup: str, request: Request | None) -> Facts:
     Raises HostError where a policy asks for groups and there are none.
     """
     if request is not None:
-        return gather(request)
+        return _writable_only(gather(request), cgroup)
     try:
         hierarchies = tuple(h for h in read_hierarchies() if writable(h, cgroup))
     except HostError:
@@ -97,6 +98,17 @@ def held_devices(facts: Facts) -> tuple[DeviceRule, ...] | None:
                 return None
             return None if any(row.startswith("a") for row in rows) else merge(map(parse_rule, rows))
     return None
+
+
+def _writable_only(facts: Facts, cgroup: str) -> Facts:
+    """*facts* with those hierarchies that an ordinary user, or a root of other ids, has been given. Raises HostError."""
+    if not facts.in_userns:
+        return facts
+    hierarchies = tuple(h for h in facts.hierarchies if writable(h, cgroup))
+    if not hierarchies:
+        reason = "no cgroup hierarchy can be written there"
+        raise HostError("make group", cgroup, reason, "run it as root or in a delegated group, or without a policy")
+    return replace(facts, hierarchies=hierarchies, primary=primary(hierarchies))
 
 
 NOWHERE = Hierarchy("", 2, (), "", "/sys/fs/cgroup")

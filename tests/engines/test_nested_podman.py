@@ -123,10 +123,14 @@ def test_podman_in_a_guest(nestrt: Nestrt, guest_name: str, prepared: Callable[[
 def test_seen_from_the_host(nestrt: Nestrt, guest_name: str, prepared: Callable[[str], str], annotation: str) -> None:
     """The container's groups are below the guest's, whose limit group bounds them; the host sees both limits.
 
-    The container asks for twice what its guest has, and gets no more than that.
+    Without a policy the container may ask for twice what its guest has, and gets no more than that; with one, for
+    more than its level has it is not started.
     """
+    more = f"podman run --rm {annotation} --network none --memory {MEMORY * 2} {IMAGE} true && exit 99 || :\n"
+    asked = MEMORY if annotation else MEMORY * 2
     text = (
-        f"podman run -d {annotation} --cgroup-parent /engine --network none --memory {MEMORY * 2} {IMAGE} sleep 987\n"
+        f"{more if annotation else ''}"
+        f"podman run -d {annotation} --cgroup-parent /engine --network none --memory {asked} {IMAGE} sleep 987\n"
         f"podman run -d --cgroup-parent /engine --network none --memory {INNER} {IMAGE} sleep 986\n"
         "echo ready; sleep 1000"
     )

@@ -11,16 +11,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from support.engines import STATE, command, group_of
+from support.engines import command, group_of
 from support.guests import parse, script
-from support.hostside import group_file, groups, read
-from support.need import SLOW
+from support.hostside import groups, read
 from support.podman import IMAGE, Podman, on_terminal
 from support.runner import wait_for
 
@@ -28,11 +26,6 @@ SLEEP = ("--", "sleep", "1000")
 # capabilities(7), include/uapi/linux/capability.h
 CHOWN, SYS_ADMIN, SYS_TIME = 0, 21, 25
 ALL = tuple(range(41))
-
-
-def limit(podman: Podman, name: str) -> str:
-    """The group that podman has named for the container *name*."""
-    return f"{podman.nest.group}/libpod-{podman.inspect(name)['Id']}"
 
 
 def status(podman: Podman, name: str) -> str:
@@ -92,7 +85,7 @@ def test_detached(podman: Podman) -> None:
     assert state["status"] == "running"
     assert state["pid"] == podman.pid(name)
     assert podman.nest.nestrt("list", "-q").out.split() == [name]
-    assert set(group_of(state["pid"]).values()) == {limit(podman, name)}
+    assert set(group_of(state["pid"]).values()) == {podman.group(name)}
     podman("stop", name).ok()
     found = podman.inspect(name)["State"]
     assert (found["Status"], found["ExitCode"]) == ("exited", 7)
@@ -114,14 +107,14 @@ def test_exec(podman: Podman) -> None:
     assert int(rights, 16) & 1 << 21, "CAP_SYS_ADMIN is missing"
     # In the background, and in the groups of the container.
     podman("exec", "-d", name, "sh", "-c", "echo $$ > /tmp/begun; exec sleep 999").ok()
-    pids = wait_for(lambda: _with_command(limit(podman, name), "sleep 999"), "the command in the background")
-    assert set(group_of(pids[0]).values()) == {limit(podman, name)}
+    pids = wait_for(lambda: _with_command(podman.group(name), "sleep 999"), "the command in the background")
+    assert set(group_of(pids[0]).values()) == {podman.group(name)}
     # A user's rights are none, whatever the container's first process has.
     mask = podman("exec", "-u", "1000", name, "grep", "CapEff", "/proc/self/status").ok().out.split()[1]
     assert int(mask, 16) == 0
     # Its first process ends, and all others with it.
     podman("kill", name).ok()
-    wait_for(lambda: not groups(limit(podman, name)), "the groups to go")
+    wait_for(lambda: not groups(podman.group(name)), "the groups to go")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +149,7 @@ def test_limits(podman: Podman) -> None:
     """What is asked for stands on podman's group, is seen inside and in stats, and can be changed while it runs."""
     options = ("--memory", "64m", "--cpus", "0.5", "--pids-limit", "30", "--cpuset-cpus", "0", "--cpu-shares", "512")
     name = podman.start(*options, "--", "sleep", "1000")
-    group = limit(podman, name)
+    group = podman.group(name)
     assert read("memory", group, "memory.limit_in_bytes", "memory.max") == str(64 << 20)
     assert read("pids", group, "pids.max", "pids.max") == "30"
     assert read("cpu", group, "cpu.cfs_quota_us", "cpu.max").split()[0] == "50000"
@@ -324,7 +317,7 @@ def test_user_namespace(podman: Podman, options: tuple[str, ...]) -> None:
     assert os.stat(f"/proc/{pid}").st_uid == int(rows[1])
     found = podman("exec", name, "sh", "-c", "id -u; stat -c '%u %g' /made; cat /proc/self/uid_map").ok().out.split()
     assert found == ["0", "0", "0", *rows]
-    assert read("memory", limit(podman, name), "memory.limit_in_bytes", "memory.max") == str(64 << 20)
+    assert read("memory", podman.group(name), "memory.limit_in_bytes", "memory.max") == str(64 << 20)
 
 
 def test_networks(podman: Podman) -> None:
@@ -354,83 +347,3 @@ def test_preserved_descriptors(podman: Podman) -> None:
     argv = podman.nest.words(*words, IMAGE, "cat", "/proc/self/fd/3")
     line = " ".join(("echo through | exec", *argv, "3<&0 0</dev/null"))
     assert command(("sh", "-c", line), env={**podman.nest.env, **podman.env}).ok().out == "through\n"
-
-
-# --- a CONTAINER_LEVEL policy by annotation -----------------------------------------------------
-#
-#     libpod-ID       limit group: podman's path, its limits, its stats
-#      └ guest        guest root: the container's "/"
-#         ├ init      its first process
-#         └ web       a child group of its own
-
-VIRTUALIZE = ("--annotation", "nestrt.level.virtualize=true")
-
-
-def test_virtualized_view(podman: Podman) -> None:
-    """The container sees its own tree, divides it, and cannot raise its own limit."""
-    memory = group_file("memory", "/", "memory.limit_in_bytes", "memory.max")
-    directory = memory.parent
-    web = directory / "web"
-    questions = {
-        "cgroup": "cut -d: -f3 /proc/self/cgroup | sort -u",
-        "own": f"cat {memory}",
-        "raise": f"echo 1073741824 > {memory}",
-        "make": f"mkdir {web} && echo 16777216 > {web}/{memory.name} && cat {web}/{memory.name}",
-        "move": f"echo 0 > {web}/cgroup.procs && grep -c /web /proc/self/cgroup",
-        "above": f"ls -d {directory}/libpod* {directory}/../libpod*",
-    }
-    options = ("--rm", *VIRTUALIZE, "--memory", "64m", "--pids-limit", "50")
-    answers = parse(podman.run(*options, "--", "sh", "-c", script(questions)).ok().out)
-    assert answers.text("cgroup") == "/init"
-    assert answers.text("own") == str(64 << 20)
-    assert "Read-only" in answers.refused("raise") or "ermission" in answers.refused("raise")
-    assert answers.text("make") == str(16 << 20)
-    assert int(answers.text("move")) >= 1
-    answers.refused("above")
-
-
-def test_virtualized_and_the_engine(podman: Podman) -> None:
-    """stats counts the child groups too, exec, pause, update and kill reach all of it, and nothing remains."""
-    memory = group_file("memory", "/", "memory.limit_in_bytes", "memory.max")
-    procs = f"{memory.parent}/web/cgroup.procs"
-    program = f"mkdir {memory.parent}/web; (echo 0 > {procs}; exec sleep 999) & sleep 998 & wait"
-    name = podman.start(*VIRTUALIZE, "--memory", "64m", "--", "sh", "-c", program)
-    group = limit(podman, name)
-    web = group_file("memory", f"{group}/guest/web", "cgroup.procs", "cgroup.procs")
-    wait_for(lambda: web.exists() and web.read_text().split(), "its child group to have a process")
-    inner = int(web.read_text().split()[0])
-    assert read("memory", group, "memory.limit_in_bytes", "memory.max") == str(64 << 20)
-    assert not read("memory", group, "cgroup.procs", "cgroup.procs")
-    row = json.loads(podman("stats", "--no-stream", "--format", "json", name).ok().out)[0]
-    assert row["mem_usage"].split(" / ")[1] == "67.11MB", row
-    assert int(row["pids"]) == 3, row
-    assert {line.split(":")[2] for line in podman("exec", name, "cat", "/proc/self/cgroup").out.split()} == {"/init"}
-    assert len(podman("top", name, "pid").ok().out.split()) >= 3
-    podman("pause", name).ok()
-    assert json.loads(podman.nest.nestrt("state", name).out)["status"] == "paused"
-    podman("unpause", name).ok()
-    podman("update", "--memory", "32m", name).ok()
-    shown = podman("exec", name, "cat", str(memory)).ok().out.strip()
-    assert shown == str(32 << 20)
-    podman("rm", "-f", "-t", "0", name).ok()
-    wait_for(lambda: not os.path.exists(f"/proc/{inner}"), "the process of its child group to end")
-    assert not podman.clear()
-    assert not groups(group)
-
-
-@pytest.mark.parametrize("profile", ["nested", "strict"])
-def test_policy_by_name(podman: Podman, profile: str) -> None:
-    answer = podman.run("--rm", "--annotation", f"nestrt.policy={profile}", "--", "cat", "/proc/self/cgroup").ok().out
-    assert {line.split(":")[2] for line in answer.split()} == {"/init"}
-
-
-def test_killed_monitor(podman: Podman) -> None:
-    """conmon is killed: podman forgets the container without asking the runtime, whose ``delete`` removes it wholly."""
-    name = podman.start(*VIRTUALIZE, "--", "sleep", "1000")
-    conmon = int(podman.inspect(name)["State"]["ConmonPid"])
-    os.kill(conmon, signal.SIGKILL)
-    wait_for(lambda: not os.path.exists(f"/proc/{conmon}"), "conmon to end", 10 * SLOW)
-    podman("rm", "-f", "-t", "0", name)
-    podman.nest.nestrt("delete", "--force", name).ok()
-    assert podman.nest.nestrt("list", "-q").ok().out == ""
-    assert not (podman.nest.inside(STATE) / name).exists()

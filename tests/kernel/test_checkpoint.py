@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 
 from support.bundles import Bundle
-from support.hostside import group_file, processes
+from support.hostside import group_file, has_v1, processes
 from support.need import require
 from support.runner import wait_for
 
@@ -164,7 +164,7 @@ def test_leave_running(bundle: Bundle, image: Path, criu: str) -> None:
 # Memory first while it runs, then the rest relative to that.
 def test_pre_dump_and_parent(bundle: Bundle, image: Path, criu: str) -> None:
     tracking = subprocess.run([criu, "check", "--feature", "mem_dirty_track"], capture_output=True, text=True)
-    require("mem_dirty_track", tracking.stderr.strip() if tracking.returncode else "")
+    require("mem_dirty_track", tracking.stderr.strip().splitlines()[-1] if tracking.returncode else "")
     by(bundle, criu).up(COUNT)
     parent = image.with_name("parent")
     save(bundle, parent, "--pre-dump").ok()
@@ -368,6 +368,73 @@ def test_with_a_user_namespace(bundle: Bundle, image: Path, criu: str) -> None:
     assert len(in_pids(f"{root}/web/inner")) == 1
     bundle.exec("sh", "-c", GROUPS.replace("33", "32")).ok()
     assert pids_max(f"{root}/empty") == "32"
+
+
+# To other groups than it was saved from, by CRIU's own account of them.
+@pytest.mark.parametrize("kind", ["policy and user namespace", "cgroup namespace", "nothing"])
+def test_to_other_groups(new_bundle: NewBundle, criu: str, kind: str) -> None:
+    def make() -> Bundle:
+        found = by(new_bundle(), criu)
+        if kind == "policy and user namespace":
+            found.virtual().user_namespace()
+        elif kind == "cgroup namespace":
+            found.namespace("cgroup")
+        return found.resources(pids={"limit": 60})
+
+    first = make().up(COUNT)
+    virtual = kind.startswith("policy")
+    if virtual:
+        first.exec("sh", "-c", GROUPS + SLEEPER.format(group="web/inner")).ok()
+    save(first, first.path / "image").ok()
+    second = make()
+    second.shell(COUNT)
+    load(second, first.path / "image").ok()
+    counts(second)
+    assert first.leftovers() == []
+    place = f"{second.cgroup}/guest/init" if virtual else second.cgroup
+    assert str(second.pid) in in_pids(place)
+    if virtual:
+        assert pids_max(f"{second.cgroup}/guest/web/inner") == "3"
+        assert len(in_pids(f"{second.cgroup}/guest/web/inner")) == 1
+    if kind != "nothing":
+        own = {line.split(":")[2] for line in second.exec("cat", "/proc/1/cgroup").ok().out.split()}
+        assert own == {"/init" if virtual else "/"}
+
+
+# A group that the guest has frozen is saved as it stands, and is frozen again.
+@pytest.mark.v2
+def test_what_the_guest_has_frozen(bundle: Bundle, image: Path, criu: str) -> None:
+    by(bundle, criu).virtual().up(COUNT)
+    bundle.exec("sh", "-c", GROUPS + SLEEPER.format(group="web/inner")).ok()
+    bundle.exec("sh", "-c", "echo 1 > /sys/fs/cgroup/web/inner/cgroup.freeze").ok()
+    save(bundle, image).ok()
+    load(bundle, image).ok()
+    counts(bundle)
+    assert "frozen 1" in bundle.exec("cat", "/sys/fs/cgroup/web/inner/cgroup.events").ok().out
+
+
+# In v1 nobody can trace a frozen process: said at once.
+@pytest.mark.v1
+def test_what_the_guest_has_frozen_in_v1(bundle: Bundle, image: Path) -> None:
+    require("freezer", None if has_v1("freezer") else "no v1 freezer here")
+    by(bundle, "/bin/false").virtual().up(COUNT)
+    bundle.exec("sh", "-c", "cd /sys/fs/cgroup/freezer; mkdir ice; echo FROZEN > ice/freezer.state").ok()
+    done = save(bundle, image)
+    assert done.rc == 1
+    assert "the guest has frozen" in done.err
+    counts(bundle)
+
+
+# A paused container stays so where it lives on, and goes on where it is restored.
+def test_a_paused_container(bundle: Bundle, image: Path, criu: str) -> None:
+    by(bundle, criu).virtual().up(COUNT)
+    bundle.verb("pause", bundle.id).ok()
+    save(bundle, image, "--leave-running").ok()
+    assert bundle.status == "paused"
+    save(bundle, image).ok()
+    assert bundle.leftovers() == []
+    load(bundle, image).ok()
+    counts(bundle)
 
 
 def test_states_that_cannot_be_saved(bundle: Bundle, image: Path) -> None:

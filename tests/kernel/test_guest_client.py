@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from support.bundles import Bundle
 from support.hostside import Hierarchy, group_file, groups, has_v1, hierarchies, hierarchy_of, read, v2_hierarchy
 from support.need import SLOW, require
 from support.rootfs import CHECKOUT
@@ -493,3 +494,23 @@ def test_on_the_host_itself_it_refuses() -> None:
         done = subprocess.run([sys.executable, str(CLIENT), *argv], capture_output=True, text=True, timeout=30 * SLOW)
         assert (done.returncode, says in done.stderr, done.stderr.count("\n")) == (5, True, 1)
     assert not groups("/stray")
+
+
+def test_a_container_of_an_engine(bundle: Bundle) -> None:
+    """``--of`` finds it where the engine has put it, and a guest's claim to its name leads nowhere.
+
+    PARENT/ID          limit group
+             └ guest   guest root: what --of counts from
+    """
+    bundle.resources(pids={"limit": 40}).virtual().up()
+    of = ("guest", "--of", bundle.id)
+    bundle.nestrt.run(*of, "create", "db", "pids=20").ok()
+    assert group_file("pids", f"{bundle.cgroup}/guest/db", "pids.max", "pids.max").read_text() == "20\n"
+    assert bundle.nestrt.run(*of, "set", "/", "pids=50").rc == 5
+    assert bundle.nestrt.run("guest", "--of", f"{bundle.id}/none", "ls").rc == 3
+    for directory in bundle.groups():
+        for attribute in os.listxattr(directory):
+            if attribute == "trusted.nestrt":
+                os.setxattr(directory, "user.nestrt", os.getxattr(directory, attribute))
+                os.removexattr(directory, attribute)
+    assert bundle.nestrt.run(*of, "ls").rc == 3

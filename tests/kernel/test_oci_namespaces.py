@@ -132,7 +132,7 @@ def test_a_kept_network(bundle: Bundle, kept_network: str) -> None:
     assert "state DOWN" not in bundle.exec("cat", "/sys/class/net/lo/operstate").out
 
 
-# A mount namespace that exists: the container's root filesystem is attached there, and nothing of the host's is changed.
+# A mount namespace that exists: the container's root is attached there, and nothing of the host's is changed.
 def test_a_mount_namespace_by_path(bundle: Bundle) -> None:
     holder = subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sleep", "600"])
     try:
@@ -169,7 +169,8 @@ def test_what_cannot_be_joined(bundle: Bundle, tmp_path: Path, kind: str) -> Non
         assert len(lines) == 1, result
         assert text in lines[0], result
         assert kind in lines[0] or path in lines[0], result
-        assert "Traceback" not in result.err and "bug" not in result.err, result
+        assert "Traceback" not in result.err, result
+        assert "bug" not in result.err, result
         assert bundle.leftovers() == []
 
 

@@ -132,7 +132,8 @@ def test_a_policy_takes_groups(user: User) -> None:
     result = bundle.args("true").run()
     assert result.rc == 1, result
     assert len(result.err.splitlines()) == 1
-    assert "Traceback" not in result.err and "bug" not in result.err
+    assert "Traceback" not in result.err
+    assert "bug" not in result.err
     assert bundle.leftovers() == []
 
 
@@ -193,7 +194,8 @@ def test_containers_of_root(user: User, new_bundle: NewBundle) -> None:
         words = [*verb, theirs.id, *(["true"] if verb == ["exec"] else [])]
         result = own.run(*theirs.globals, *words)
         assert result.rc != 0, result
-        assert "Traceback" not in result.err and "bug" not in result.err, result
+        assert "Traceback" not in result.err, result
+        assert "bug" not in result.err, result
     assert theirs.status == "running"
 
 

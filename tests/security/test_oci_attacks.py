@@ -197,3 +197,240 @@ def test_no_descriptor_of_the_callers_is_handed_on(bundle: Bundle, tmp_path: Pat
         text = (tmp_path / stage).read_text()
         found = dict(line.split()[-3::2] for line in text.splitlines() if " -> " in line)
         assert {number for number, target in found.items() if target != str(script)} == {"0", "1", "2"}, (stage, text)
+
+
+# --- processes of the runtime that a container can see -------------------------------------------
+
+PRIVATE = ("mem", "environ", "maps", "fd/0", "fd/3", "cwd/.", "root/.", "exe", "auxv", "task/PID/mem", "io", "stack")
+
+
+def looker(own: int) -> str:
+    """A shell that opens what belongs to every other process, as its own user, and tells what it got.
+
+    It ends when /stop is there; *own* is what may be seen: the shells and what they run.
+    """
+    names = " ".join(PRIVATE)
+    return f"""
+: > /seen
+while [ ! -e /stop ]; do
+  for p in /proc/[0-9]*; do
+    case "$(cat $p/cmdline | tr '\\0' ' ')" in *python*|*nestrt*) ;; *) continue ;; esac
+    pid=${{p#/proc/}}
+    for name in {names}; do
+      file=$p/$(echo $name | sed s/PID/$pid/)
+      if [ -d "$file" ] || command exec 5<"$file"; then echo "$name" >> /seen; exec 5<&-; fi
+    done
+    kill -0 $pid && echo looked >> /seen
+  done
+done 2>/dev/null
+sleep 600
+"""
+
+
+# A container that shares the processes of another, without CAP_SYS_PTRACE, looks at the other's first process while it
+# waits to be started, and at those that exec brings in: not dumpable, they are closed to it. Neither leaves a core.
+@pytest.mark.slow_on_vm
+def test_the_runtimes_processes_are_closed(new_bundle: NewBundle, make_busybox: MakeBusybox) -> None:
+    root = make_busybox()
+    first, other, parked = (new_bundle(rootfs=root) for _ in range(3))
+    first.up()
+    pod(first, other)
+    other.config["process"]["capabilities"] = {}
+    other.up(looker(1))
+    wait_for((root / "seen").exists, "the looker")
+    pod(first, parked)
+    unlimited = [{"type": "RLIMIT_CORE", "soft": 2**63, "hard": 2**63}]
+    parked.config["process"]["rlimits"] = unlimited
+    parked.args("sleep", "600").create().ok()
+    for _ in range(5):
+        first.exec("true").ok()
+    wait_for(lambda: "looked" in (root / "seen").read_text(), "the looker to look")
+    time.sleep(0.5)
+    (root / "stop").write_text("")
+    assert set((root / "seen").read_text().split()) == {"looked"}
+    os.kill(parked.pid, signal.SIGSEGV)
+    parked.await_status("stopped")
+    assert [path.name for path in root.rglob("core*") if path.is_file()] == []
+    assert not Path(f"/proc/{first.pid}/cwd/core").exists()
+
+
+# The socket on which a created container waits: nobody else's to connect to, and whoever talks nonsense or nothing
+# there keeps nobody from starting it.
+def test_the_socket_for_start(bundle: Bundle) -> None:
+    bundle.shell("echo started > /tmp/started; exec sleep 600").create().ok()
+    place = bundle.state_root / bundle.id
+    path = place / "start.sock"
+    assert place.stat().st_mode & 0o077 == 0
+    connect = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    # Also one who was let in by a careless administrator as far as the container's own directory.
+    done = subprocess.run(
+        ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "/usr/bin/python3", "-ISc", connect, str(path)],
+        capture_output=True,
+        text=True,
+    )
+    assert "PermissionError" in done.stderr
+
+    def reach() -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(20 * SLOW)
+        sock.connect(str(path))
+        return sock
+
+    for nonsense in (b"", b"\0", b"stop\n", b"start", b"start\r", b"START\n", b"x" * 65536):
+        with reach() as sock:
+            try:
+                sock.sendall(nonsense)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+    for _ in range(1000 if SLOW == 1 else 100):
+        reach().close()
+    assert bundle.status == "created"
+    with reach(), reach() as half:
+        half.sendall(b"sta")
+        bundle.start(timeout=20).ok()
+    assert bundle.status == "running"
+    wait_for(lambda: bundle.exec("cat", "/tmp/started").out == "started\n", "the program")
+
+
+# --- limits --------------------------------------------------------------------------------------
+
+LIFT = r"""
+for round in 1 2 3; do
+  mkdir -p /tmp/m$round && cd /tmp/m$round
+  for kind in cgroup2 pids memory cpuset cpu devices freezer; do
+    mkdir -p $kind
+    if [ $kind = cgroup2 ]; then mount -t cgroup2 none $kind; else mount -t cgroup -o $kind none $kind; fi
+    find $kind -name pids.max -exec sh -c 'echo max > "$1"; echo 900000 > "$1"' sh {} \;
+    find $kind -name memory.max -exec sh -c 'echo max > "$1"' sh {} \;
+    find $kind -name memory.limit_in_bytes -exec sh -c 'echo -1 > "$1"' sh {} \;
+    find $kind -name devices.allow -exec sh -c 'echo a > "$1"' sh {} \;
+    find $kind -name cgroup.max.descendants -exec sh -c 'echo max > "$1"' sh {} \;
+    find $kind -name release_agent -exec sh -c 'echo "$1" >> /tmp/agents; echo /evil > "$1"' sh {} \;
+    mkdir -p $kind/deeper && echo $$ > $kind/deeper/cgroup.procs
+  done
+  [ $round = 3 ] || cd /
+done 2>/dev/null
+"""
+
+
+# Every capability there is, cgroup namespaces in cgroup namespaces, and a fresh mount in each: what a policy (and the
+# document) has limited stays limited, and no release_agent is in sight (CVE-2022-0492).
+@pytest.mark.parametrize("own_users", [False, True])
+def test_limits_are_not_lifted(bundle: Bundle, own_users: bool) -> None:
+    bundle.virtual().capabilities(ALL_CAPABILITIES).resources(pids={"limit": 60}, memory={"limit": 256 << 20})
+    if own_users:
+        bundle.user_namespace()
+    bundle.config["process"]["noNewPrivileges"] = False
+    script = f"cat > /tmp/lift <<'END'\n{LIFT}\nEND\nsh /tmp/lift; unshare -C sh /tmp/lift; unshare -C sh -c 'unshare -C sh /tmp/lift'"
+    bundle.up(f"{script}\ncat /tmp/agents 2>/dev/null; touch /tmp/done; exec sleep 600")
+    wait_for(lambda: bundle.exec("test", "-e", "/tmp/done").rc == 0, "the attack", 30)
+    found = {}
+    for hierarchy in hierarchies():
+        for file in ("pids.max", "memory.max", "memory.limit_in_bytes"):
+            path = hierarchy.group(bundle.cgroup) / file
+            if path.exists():
+                found[file] = path.read_text().strip()
+        agent = hierarchy.mountpoint / "release_agent"
+        assert not agent.exists() or "evil" not in agent.read_text()
+    assert found["pids.max"] == "60"
+    assert found.get("memory.max", found.get("memory.limit_in_bytes")) == str(256 << 20)
+    # And they bind, from inside.
+    assert bundle.exec("test", "-e", "/tmp/agents").rc == 1
+    result = bundle.exec("sh", "-c", "for i in $(seq 200); do sleep 60 & done; wait", timeout=30)
+    assert "fork" in result.err, result
+    bundle.delete("--force").ok()
+
+
+# --- storms --------------------------------------------------------------------------------------
+
+BOMB = "bomb() { bomb | bomb & }; trap '' TERM HUP; while :; do (trap '' TERM; sleep 1) & done"
+MOVER = r"""
+cd /sys/fs/cgroup
+tree=freezer; [ -d freezer ] || tree=.; [ -d unified ] && tree="$tree unified"
+for t in $tree; do (cd $t; mkdir -p a b; while :; do
+  for g in a b; do
+    for p in $(cat cgroup.procs init/cgroup.procs a/cgroup.procs b/cgroup.procs); do echo $p > $g/cgroup.procs; done
+    mkdir $g/x; rmdir $g/x; mv $g $g-; mv $g- $g
+  done
+done 2>/dev/null) & done
+while :; do sleep 0.01 & sleep 0.01; done
+"""
+
+
+@pytest.mark.slow_on_vm
+@pytest.mark.parametrize("policy", [False, True])
+@pytest.mark.parametrize("storm", [BOMB, MOVER], ids=["fork bomb", "mover"])
+@pytest.mark.parametrize("end", ["kill --all", "delete --force"])
+def test_containers_in_uproar(bundle: Bundle, policy: bool, storm: str, end: str) -> None:
+    bundle.capabilities(ALL_CAPABILITIES).resources(pids={"limit": 80})
+    bundle.config["mounts"][-1]["options"].remove("ro")
+    bundle.namespace("cgroup")
+    if policy:
+        bundle.virtual()
+    bundle.up(storm)
+    time.sleep(0.3)
+    for words in (
+        ("ps", "--format", "json", bundle.id),
+        ("exec", bundle.id, "true"),
+        ("events", "--stats", bundle.id),
+        ("pause", bundle.id),
+        ("resume", bundle.id),
+        ("update", "--pids-limit", "70", bundle.id),
+        ("kill", bundle.id, "CONT"),
+    ):
+        result = bundle.verb(*words, timeout=30)
+        assert len(result.err.splitlines()) <= 1, result
+        assert "this is a bug" not in result.err, result
+        # In a container that is full no process can be added; the rest has to work.
+        assert result.rc == 0 or words[0] in ("exec", "resume"), result
+    if end == "kill --all":
+        bundle.kill("KILL", "--all").ok()
+        bundle.await_status("stopped")
+        assert processes(bundle.cgroup) == set()
+        bundle.delete().ok()
+    bundle.delete("--force", timeout=30).ok()
+    assert bundle.leftovers() == []
+
+
+# A guest freezes its children, and hides processes in groups that are nested deeper than a path can say, or makes
+# thousands of groups: its end comes all the same.
+HIDE = r"""
+n=$(printf %0200d 1)
+for t in /sys/fs/cgroup/freezer /sys/fs/cgroup/pids /sys/fs/cgroup/unified /sys/fs/cgroup; do
+  [ -e $t/cgroup.procs ] || continue
+  cd $t; i=0
+  while [ $i -lt 24 ] && mkdir $n && cd -P $n; do i=$((i+1)); done
+  sleep 600 & echo $! > cgroup.procs
+done 2>/dev/null
+touch /tmp/done; wait; sleep 600
+"""
+FREEZE = r"""
+cd /sys/fs/cgroup/freezer 2>/dev/null && file=freezer.state word=FROZEN || { cd /sys/fs/cgroup; file=cgroup.freeze word=1; }
+mkdir -p cold/colder; sleep 600 & echo $! > cold/colder/cgroup.procs; sleep 600 & echo $! > cold/cgroup.procs
+echo $word > cold/colder/$file; echo $word > cold/$file; touch /tmp/done; sleep 600
+"""
+MANY = "for t in /sys/fs/cgroup/pids /sys/fs/cgroup; do cd $t && i=0 && while [ $i -lt 3000 ]; do mkdir g$i || break; i=$((i+1)); done; done 2>/dev/null; touch /tmp/done; sleep 600"
+
+
+@pytest.mark.slow_on_vm
+@pytest.mark.parametrize("policy", [False, True])
+@pytest.mark.parametrize("what", [HIDE, FREEZE, MANY], ids=["hidden", "frozen", "many"])
+@pytest.mark.parametrize("end", ["kill --all", "delete --force"])
+def test_groups_that_are_hard_to_end(bundle: Bundle, policy: bool, what: str, end: str) -> None:
+    bundle.capabilities(ALL_CAPABILITIES)
+    bundle.config["mounts"][-1]["options"].remove("ro")
+    bundle.namespace("cgroup")
+    if policy:
+        bundle.virtual()
+    bundle.up(what)
+    wait_for(lambda: bundle.exec("test", "-e", "/tmp/done").rc == 0, "the groups", 30)
+    inside = json.loads(bundle.verb("ps", "--format", "json", bundle.id).ok().out)
+    assert bundle.pid in inside
+    if end == "kill --all":
+        bundle.kill("KILL", "--all").ok()
+        bundle.await_status("stopped")
+        bundle.delete(timeout=30).ok()
+    else:
+        bundle.delete("--force", timeout=30).ok()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in inside if pid != bundle.nestrt)
+    assert bundle.leftovers() == []

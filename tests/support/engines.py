@@ -39,6 +39,8 @@ PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 # Where a container's state is, in the Nest's own /run.
 STATE = "run/nestrt/oci"
 SUBIDS = "containers:600000:300000"
+# podman makes its monitor's groups for v1 controllers that are not mounted, too: files on the tmpfs below
+# /sys/fs/cgroup, which it cannot remove. So the Nest has a tmpfs of its own there, with the same hierarchies.
 _HOLD = """
 set -e
 mount -t tmpfs -o mode=755 tmpfs /run
@@ -46,6 +48,17 @@ mkdir -p /run/lock /run/etc/upper /run/etc/work
 mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work overlay /etc
 for name in subuid subgid; do echo "$2" > "/etc/$name"; done
 mount -t tmpfs -o mode=755 tmpfs "$1"
+if [ ! -e /sys/fs/cgroup/cgroup.procs ]; then  # not a pure v2 host
+  mkdir /run/cgroup
+  mount -t tmpfs -o mode=755 tmpfs /run/cgroup
+  for place in /sys/fs/cgroup/*; do
+    name=${place##*/}
+    if [ -L "$place" ]; then cp -P "$place" "/run/cgroup/$name"
+    elif mountpoint -q "$place"; then mkdir "/run/cgroup/$name"; mount --bind "$place" "/run/cgroup/$name"
+    fi
+  done
+  mount --move /run/cgroup /sys/fs/cgroup
+fi
 ip link set lo up
 echo ready
 exec sleep infinity

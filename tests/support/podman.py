@@ -62,7 +62,7 @@ class Podman:
         self.run("--rm", "--", "true").ok()
         # What stays for good: the images' store, and the directory of network namespaces.
         self.places = (f"{store}/", "/run/netns")
-        self.idle = nest.mounts(*self.places)
+        self.idle = [f"{store}/root/overlay", *nest.mounts(*self.places)]
 
     def __call__(self, *argv: str, **named: Any) -> Result:
         """Run ``podman ARGV`` in the Nest (see command)."""
@@ -81,6 +81,10 @@ class Podman:
         """What ``podman inspect`` says about the container *name*."""
         found: dict[str, Any] = json.loads(self("inspect", name).ok().out)[0]
         return found
+
+    def group(self, name: str) -> str:
+        """The group that podman has named for the container *name*."""
+        return f"{self.nest.group}/libpod-{self.inspect(name)['Id']}"
 
     def pid(self, name: str) -> int:
         """The host's number of the container's first process."""
