@@ -11,7 +11,7 @@ from nestrt.act.creator import Creator, keep_only, of_stage, send_terminal, tell
 from nestrt.act.join import clone_into, open_all
 from nestrt.act.process import Guest
 from nestrt.act.protocol import Channel, pair
-from nestrt.act.started import START
+from nestrt.act.started import START, STARTED
 from nestrt.kernel import namespaces, pidfd, prctl
 from nestrt.plan import container_steps as do
 from nestrt.plan.steps import Step, Wait
@@ -57,6 +57,9 @@ def _clone_into(launcher: Creator, step: do.CloneInto) -> None:
         first.main(launcher.plan, held, launcher.first, launcher.observe)
     os.close(theirs.sock.detach())
     launcher.release_parents()
+    for fd in launcher.joined.values():
+        os.close(fd)  # a foreground run would keep a network namespace alive that its engine has done with
+    launcher.joined = {}
     if launcher.listener >= 0:
         os.close(launcher.listener)
 
@@ -128,6 +131,7 @@ def _park(held: Guest, step: do.Park) -> None:
     listener.close()
     caller.settimeout(None)
     held.channel = Channel(caller)
+    held.channel.tell(STARTED)
 
 
 def _start_scope(launcher: Creator, step: do.StartScope) -> None:

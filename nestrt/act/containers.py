@@ -17,6 +17,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 
 from nestrt import jsontext
 from nestrt.errors import InputError, NestrtError, NotFound, StateError
@@ -140,7 +141,19 @@ class Container:
             return "stopped"
         if self.frozen():
             return "paused"
-        return "created" if os.path.exists(self.socket) else "running"
+        return "created" if self.waits() else "running"
+
+    def waits(self) -> bool:
+        """Whether the first process waits to be started: a ``start`` that was killed leaves a socket of nobody's."""
+        if not os.path.exists(self.socket):
+            return False
+        from nestrt.act.started import connect  # only for one that may wait
+
+        try:
+            connect(self.socket).close()
+        except OSError:
+            return False
+        return True
 
     def require(self, operation: str, *wanted: str) -> str:
         """The status if it is one of *wanted*. Raises StateError in the words that engines know."""
@@ -235,17 +248,39 @@ def reserve(root: str, id: str) -> int:
     Raises StateError where the id is in use, OSError for an unwritable *root*.
     """
     os.makedirs(root, mode=0o711, exist_ok=True)
+    while True:
+        try:
+            os.mkdir(f"{root}/{id}", 0o700)
+        except FileExistsError as error:
+            raise _taken(id) from error
+        try:
+            return lock(f"{root}/{id}")
+        except FileNotFoundError:
+            continue  # gc took it for what a killed create has left, in the moment before the lock
+
+
+def lock(directory: str, seconds: float = -1) -> int:
+    """Wait for a container's directory, and take it; returns the descriptor that holds it.
+
+    Raises OSError: ENOENT where it is gone, also while this waited, or another of the name is there;
+    BlockingIOError where it is still another's after *seconds* (-1: wait for ever).
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        os.mkdir(f"{root}/{id}", 0o700)
-    except FileExistsError as error:
-        raise _taken(id) from error
-    return lock(f"{root}/{id}")
-
-
-def lock(directory: str) -> int:
-    """Wait for a container's directory, and take it; returns the descriptor that holds it. Raises OSError: ENOENT."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    fcntl.flock(fd, fcntl.LOCK_EX)
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | (fcntl.LOCK_NB if seconds >= 0 else 0))
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.005)
+        if not os.path.samestat(os.fstat(fd), os.stat(directory)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -284,7 +319,8 @@ def _wrong(document: dict[str, Any], id: str) -> str:
     for key, value in document.items():
         if type(value) is not _TYPES.get(key, type(value)):
             return f"{key[:40]} has the wrong type"
-        if key in _TYPES and isinstance(value, int) and not -1 <= value < 2 ** (63 if key == "start" else 32 if key == "owner" else 31):
+        bits = 63 if key == "start" else 32 if key == "owner" else 31
+        if key in _TYPES and isinstance(value, int) and not -1 <= value < 2**bits:
             return f"{key} is out of range"
     if document.get("id", id) != id:
         return "it is that of another container"

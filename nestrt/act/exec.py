@@ -14,10 +14,11 @@ import os
 
 from nestrt.act import attributes, first, launch, seccomp
 from nestrt.act.creator import Creator, keep_only, send_terminal, tell_pid
+from nestrt.act.join import by_helper
 from nestrt.act.process import Guest
-from nestrt.act.protocol import Channel, pair
+from nestrt.act.protocol import pair
 from nestrt.errors import KernelError, NotFound, StateError
-from nestrt.kernel import cgroup, namespaces, pidfd, prctl
+from nestrt.kernel import caps, cgroup, namespaces, pidfd, prctl
 from nestrt.plan import container_steps as do
 
 TYPE_CHECKING = False
@@ -63,52 +64,52 @@ def _clone_beside(launcher: Creator, step: do.CloneBeside) -> None:
         ) from error
     flags = others(step.pid)
     root = os.open(f"/proc/{step.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    reader, writer = os.pipe2(os.O_CLOEXEC)
     launcher.channel, theirs = pair()
-    helper = os.fork()
-    if helper == 0:
-        _enter_and_clone(launcher, theirs, target, flags, root, writer)
-    os.close(writer)
-    os.close(theirs.sock.detach())
-    os.close(root)
-    os.close(target)
-    try:
-        answer = int(os.read(reader, 32) or b"0")
-    finally:
-        os.close(reader)
-        os.waitpid(helper, 0)
-    if answer <= 0:
-        raise OSError(-answer, os.strerror(-answer), f"namespaces of {step.pid}")
-    launcher.pid = answer
-    launcher.pidfd = os.pidfd_open(answer)
 
-
-def _enter_and_clone(launcher: Creator, theirs: Channel, target: int, flags: int, root: int, writer: int) -> None:
-    """In the helper: enter, clone and tell the pid. In the clone: be the process."""
-    try:
+    def enter(keep: int) -> None:
         prctl.set_dumpable(False)
-        held = Guest(theirs, -1, {}, -1, launcher.signals)
-        held.creator = launcher
-        held.filter = launcher.filter
-        held.board = launcher.board
         handed = range(3, 3 + launcher.bundle.preserve_fds)
-        keep_only((theirs.fd, target, root, writer, launcher.board, launcher.trace, *handed))
+        keep_only((theirs.fd, target, root, keep, launcher.board, launcher.trace, *handed))
         if flags:
             namespaces.setns(target, flags)
         if not os.path.samestat(os.fstat(root), os.stat("/")):
             os.fchdir(root)
             os.chroot(".")
         os.chdir("/")
-        pid = namespaces.clone(namespaces.CLONE_PARENT)[0]
-        if pid == 0:
-            for fd in (target, root, writer):
-                os.close(fd)
-            first.main(launcher.plan, held, launcher.first, launcher.observe)
-        os.write(writer, b"%d" % pid)
-    except OSError as error:
-        os.write(writer, b"-%d" % (error.errno or errno.EIO))
-    finally:
-        os._exit(0)
+        if not flags & namespaces.CLONE_NEWUSER:
+            _give_up(launcher)
+
+    launcher.pid, launcher.pidfd = by_helper(0, enter)
+    if launcher.pid == 0:
+        for fd in (target, root):
+            os.close(fd)
+        held = Guest(theirs, -1, {}, -1, launcher.signals)
+        held.creator = launcher
+        held.filter = launcher.filter
+        held.board = launcher.board
+        first.main(launcher.plan, held, launcher.first, launcher.observe)
+    for fd in (theirs.sock.detach(), root, target):
+        os.close(fd)
+
+
+def _give_up(launcher: Creator) -> None:
+    """Keep only the rights that the rest takes, before anything of the container can see the process.
+
+    A container with CAP_SYS_PTRACE and without a user namespace may write into the memory of whatever enters its
+    pid namespace. What has the host's rights must not be there: only to load a filter without no_new_privs
+    CAP_SYS_ADMIN has to stay.
+    """
+    process = launcher.bundle.process
+    names = {"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP"}
+    if process.capabilities is not None:
+        names.update(process.capabilities.permitted, process.capabilities.inheritable)
+    if launcher.filter is not None and not process.no_new_privileges:
+        names.add("CAP_SYS_ADMIN")
+    if process.scheduler is not None or process.io_priority is not None:
+        names.add("CAP_SYS_NICE")
+    keep = frozenset(number for number, name in enumerate(caps.NAMES) if name in names)
+    have = caps.current()
+    caps.apply(have.effective & keep, have.permitted & keep, have.inheritable & keep, have.bounding, frozenset())
 
 
 def _attach_each(launcher: Creator, step: do.AttachEach) -> None:

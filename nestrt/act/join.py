@@ -6,7 +6,7 @@ time namespaces hold for its children only, so nothing is to be undone there. A
 user namespace that exists is entered by a helper, for nobody comes back from
 one, and its clone is the launcher's child (CLONE_PARENT)::
 
-    launcher ─ fork ─▶ helper: enter the user namespace
+    launcher ─ fork ─▶ helper: enter the others, then the user namespace
         │                └─ clone (CLONE_PARENT) ─▶ first process
         └◀─────── pid ───┘
 
@@ -15,10 +15,12 @@ Sources: setns(2), clone(2), namespaces(7), user_namespaces(7), ioctl_ns(2).
 
 from __future__ import annotations
 
+import errno
 import os
 
 from nestrt.errors import InputError, NotFound
 from nestrt.kernel import namespaces
+from nestrt.kernel import pidfd as pidfds
 from nestrt.kernel.namespaces import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
@@ -29,6 +31,10 @@ from nestrt.kernel.namespaces import (
     CLONE_NEWUSER,
     CLONE_NEWUTS,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # OCI name: (name in /proc/PID/ns, clone flag)
 KINDS = {
@@ -50,7 +56,7 @@ def open_all(joins: tuple[tuple[str, str], ...]) -> dict[str, int]:
     found: dict[str, int] = {}
     for kind, path in joins:
         try:
-            found[kind] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            found[kind] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise NotFound(
                 "join", f"the {kind} namespace {path}", "no such file or directory", "name one that is there"
@@ -67,14 +73,21 @@ def clone_into(flags: int, joined: dict[str, int]) -> tuple[int, int]:
 
     Raises OSError: EPERM, EINVAL (a user namespace that is the caller's own already), ENOSPC.
     """
+    # The helper's own pid namespace decides which number it sees of its clone: that must be the launcher's.
+    helped = [kind for kind in ("pid", "user") if kind in joined] if "user" in joined else []
     own: dict[str, int] = {}
-    entered = [kind for kind in joined if kind not in LATER and kind != "user"]
     try:
-        for kind in entered:
-            own[kind] = os.open(f"/proc/self/ns/{KINDS[kind][0]}", os.O_RDONLY | os.O_CLOEXEC)
-            namespaces.setns(joined[kind], KINDS[kind][1])
-        if "user" in joined:
-            pid, pidfd = _clone_in_user(flags, joined["user"])
+        for kind in joined:
+            if kind not in LATER and kind not in helped:
+                own[kind] = os.open(f"/proc/self/ns/{KINDS[kind][0]}", os.O_RDONLY | os.O_CLOEXEC)
+                namespaces.setns(joined[kind], KINDS[kind][1])
+        if helped:
+
+            def enter(keep: int) -> None:
+                for kind in helped:
+                    namespaces.setns(joined[kind], KINDS[kind][1])
+
+            pid, pidfd = by_helper(flags, enter)
         else:
             pid, pidfd = namespaces.clone(flags)
         if pid == 0:
@@ -86,18 +99,23 @@ def clone_into(flags: int, joined: dict[str, int]) -> tuple[int, int]:
     return pid, pidfd
 
 
-def _clone_in_user(flags: int, user: int) -> tuple[int, int]:
+def by_helper(flags: int, enter: Callable[[int], object]) -> tuple[int, int]:
+    """A clone with *flags*, made by a helper that has called *enter* first: the caller's child, where *enter* led.
+
+    *enter* is given a descriptor that it must not close. Returns (pid, pidfd) as clone_into(). Raises OSError.
+    """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     helper = os.fork()
     if helper == 0:
         try:
-            namespaces.setns(user, CLONE_NEWUSER)
+            enter(writer)
             pid = namespaces.clone(flags | namespaces.CLONE_PARENT)[0]
             if pid == 0:
+                os.close(writer)
                 return 0, -1
             os.write(writer, b"%d" % pid)
         except OSError as error:
-            os.write(writer, b"-%d" % (error.errno or 0))
+            os.write(writer, b"-%d" % (error.errno or errno.EIO))
         os._exit(0)
     os.close(writer)
     try:
@@ -106,5 +124,7 @@ def _clone_in_user(flags: int, user: int) -> tuple[int, int]:
         os.close(reader)
         os.waitpid(helper, 0)
     if answer <= 0:
-        raise OSError(-answer, os.strerror(-answer), "user namespace")
+        raise OSError(-answer or errno.EIO, os.strerror(-answer or errno.EIO), "namespaces")
+    if pidfds.parent(answer) != os.getpid():
+        raise OSError(errno.ESRCH, os.strerror(errno.ESRCH), f"process {answer}")
     return answer, os.pidfd_open(answer)

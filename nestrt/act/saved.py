@@ -77,7 +77,6 @@ def _read(hierarchy: Hierarchy, directory: str, path: str) -> Group:
         tuple(owners),
         tuple(_text(directory, "cgroup.subtree_control").split()) if hierarchy.version == 2 else (),
         rules,
-        bool(path) and (_text(directory, "cgroup.freeze") == "1" or _text(directory, "freezer.self_freezing") == "1"),
         _text(directory, "cgroup.type") == "threaded",
     )
 
@@ -232,10 +231,3 @@ class Maker:
                     os.rmdir(name, dir_fd=self.top)
                 except OSError:
                     continue
-
-    def freeze(self) -> None:
-        """Freeze again what the guest had frozen."""
-        for group in self.tree.groups:
-            if group.frozen:
-                v1 = self.hierarchy.version == 1
-                self._put(group.path, "freezer.state" if v1 else "cgroup.freeze", "FROZEN" if v1 else "1")

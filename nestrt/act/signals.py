@@ -63,7 +63,8 @@ def signal_all(container: Container, hierarchies: tuple[Hierarchy, ...], number:
             signal_first(container, number)
             return True
         return False
-    pids = remove.living(hierarchies, container.cgroup)
+    # 0 is one that this pid namespace has no number for, and for kill(2) the caller's own group.
+    pids = [pid for pid in remove.living(hierarchies, container.cgroup) if pid]
     for pid in pids:
         try:
             os.kill(pid, number)

@@ -7,8 +7,8 @@ import os
 
 from nestrt import jsontext
 from nestrt.act.containers import Container, damaged
-from nestrt.act.protocol import Channel
-from nestrt.errors import NestrtError
+from nestrt.act.protocol import Channel, Gone
+from nestrt.errors import NestrtError, StateError
 from nestrt.kernel import pidfd
 
 TYPE_CHECKING = False
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nestrt.oci.model import Spec
 
 START = b"start\n"
+STARTED = "started"
 
 
 def connect(path: str) -> _socket.socket:
@@ -56,13 +57,7 @@ def start(container: Container, warn: Callable[[str], object]) -> None:
         spec = load(container.config(), container.directory)
     board = _board(container)
     agent = _agent(spec)
-    try:
-        sock = connect(container.socket)
-        sock.send(START, _socket.MSG_NOSIGNAL)
-    except (ConnectionRefusedError, BrokenPipeError, FileNotFoundError) as error:
-        raise NestrtError(
-            "start", f"container {container.id}", "its first process has ended", f"nestrt delete {container.id}"
-        ) from error
+    channel = _knock(container)
     if agent is not None and spec is not None and spec.seccomp is not None:
         from nestrt.act import seccomp
 
@@ -74,12 +69,37 @@ def start(container: Container, warn: Callable[[str], object]) -> None:
         except BaseException:
             pidfd.send_signal(descriptor, 9)
             raise
-    Channel(sock).expect_program(program, board)
-    os.unlink(container.socket)
+    channel.expect_program(program, board)
+    _remove_socket(container)
     if hooks and spec is not None:
         from nestrt.act.hooks import run
 
         run(spec.hooks.poststart, _state(container, "running"), "poststart", warn=warn)
+
+
+def _knock(container: Container) -> Channel:
+    """A channel to the first process, which has heard that it is to go on. Raises StateError, NestrtError."""
+    try:
+        channel = Channel(connect(container.socket))
+        channel.sock.send(START, _socket.MSG_NOSIGNAL)
+        channel.wait(STARTED)
+        return channel
+    except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError, FileNotFoundError, Gone) as error:
+        if container.alive():
+            _remove_socket(container)  # nobody listens there any more: another start was first
+            raise StateError(
+                "start", f"container {container.id}", "cannot start an already running container", "see: nestrt exec"
+            ) from error
+        raise NestrtError(
+            "start", f"container {container.id}", "its first process has ended", f"nestrt delete {container.id}"
+        ) from error
+
+
+def _remove_socket(container: Container) -> None:
+    try:
+        os.unlink(container.socket)
+    except FileNotFoundError:
+        pass
 
 
 def _state(container: Container, status: str) -> dict[str, object]:

@@ -11,7 +11,7 @@ from nestrt.act.container import FIRST, HOST
 from nestrt.act.containers import Container
 from nestrt.act.creator import Creator
 from nestrt.act.host import hold_parents
-from nestrt.cli._descriptors import preserved
+from nestrt.cli._descriptors import listening, preserved
 from nestrt.cli.engine import Globals, hierarchies_of, lower, trace, warn
 from nestrt.cli.options import Option
 from nestrt.controllers.oci_devices import with_defaults
@@ -123,8 +123,8 @@ class Making:
         for warning in self.spec.warnings:
             warn(flags, warning)
         process = require_process(self.spec, where)
-        if os.environ.get("LISTEN_FDS"):
-            env = (*process.env, f"LISTEN_FDS={os.environ['LISTEN_FDS']}", "LISTEN_PID=1")
+        if count := listening():
+            env = (*process.env, f"LISTEN_FDS={count}", "LISTEN_PID=1")
             self.spec = replace(self.spec, process=replace(process, env=env))
         for name in ungranted(process, HELD if self.spec.namespace("user") else held_names()):
             warn(flags, f"process.capabilities: {name} is not to be had here, and is left out")
@@ -215,7 +215,10 @@ class Making:
         """Carry the plan out; whatever fails, nothing stays behind. Raises NestrtError, OSError."""
         os.umask(0o022)
         pid = self.spec.namespace("pid")
-        if pid is not None and pid.path and os.geteuid() == 0 and self.spec.namespace("user") is None:
+        host_root = os.geteuid() == 0 and self.spec.namespace("user") is None
+        if host_root and self.spec.hooks.start_container:
+            selfexe.protect()  # they run as the container's user, beside the first process
+        if host_root and pid is not None and pid.path:
             selfexe.protect()  # others live in there already
             containers.expose_sharing(self.flags.root, pid.path)
         self.owner = os.getuid()

@@ -179,18 +179,18 @@ class Dumping:
         return rpc.message(address, int(port))
 
     def reachable(self) -> None:
-        """Raises StateError for a group that the guest has frozen by the v1 freezer: nobody can trace what is in it."""
+        """Raises StateError for a group that the guest has frozen: CRIU has processes run code of its own, and these
+        would not (v1 cannot even be traced there)."""
         base = base_group(self.container)
-        for hierarchy in self.hierarchies:
-            if hierarchy.version == 2 or "freezer" not in hierarchy.controllers or not base:
-                continue
+        for hierarchy in self.hierarchies if base else ():
             for group in cgroup.below(hierarchy.path(base)):
-                if frozen(group):
+                if frozen(group, hierarchy.version):
+                    thaw = "echo 0 > cgroup.freeze" if hierarchy.version == 2 else "echo THAWED > freezer.state"
                     raise StateError(
                         "checkpoint",
                         f"container {self.container.id}",
                         f"the guest has frozen {group}, and criu cannot save what stands still there",
-                        f"echo THAWED > {group}/freezer.state",
+                        f"{thaw} in that group",
                     )
 
     def run(self, program: str) -> None:
@@ -288,12 +288,12 @@ class Dumping:
         containers.write_file(f"/proc/self/fd/{self.image}/{name}", text)
 
 
-def frozen(group: str) -> bool:
-    """Whether it is that v1 group itself that was frozen, and not one above it."""
+def frozen(group: str, version: int) -> bool:
+    """Whether it is that group itself that was frozen, and not one above it."""
     try:
-        return cgroup.read(f"{group}/freezer.self_freezing") == "1"
+        return cgroup.read(f"{group}/{'cgroup.freeze' if version == 2 else 'freezer.self_freezing'}") == "1"
     except OSError:
-        return False  # gone by now
+        return False  # gone by now, or not that hierarchy
 
 
 def end(flags: Globals, container: Container) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
 
 from nestrt.act import containers
 from nestrt.act.containers import Container
@@ -87,7 +85,10 @@ def delete_one(flags: Globals, name: str, force: bool) -> None:
 
 def delete_container(flags: Globals, container: Container, force: bool) -> None:
     """Raises StateError where it runs and not *force*, or is being made or removed by another."""
-    lock = _locked(container, force)
+    try:
+        lock = _locked(container, force)
+    except NotFound:
+        return  # another was first
     try:
         container = containers.load(flags.root, container.id) if container.document else container
         status = container.status(owned=True)
@@ -129,20 +130,13 @@ def _guest(name: str, force: bool) -> bool:
 
 
 def _locked(container: Container, force: bool) -> int:
-    """The container's directory, locked. Raises StateError where somebody makes or removes it just now."""
-    fd = os.open(container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    deadline = time.monotonic() + (PATIENCE if force else 1.0)
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(fd)
-                raise StateError(
-                    "delete", f"container {container.id}", "it is being created or removed", "try again"
-                ) from None
-            time.sleep(0.005)
+    """The container's directory, locked. Raises NotFound, StateError where somebody makes or removes it just now."""
+    try:
+        return containers.lock(container.directory, PATIENCE if force else 1.0)
+    except FileNotFoundError as error:
+        raise NotFound("find", f"container {container.id}", "container does not exist", "nestrt list shows all") from error
+    except BlockingIOError:
+        raise StateError("delete", f"container {container.id}", "it is being created or removed", "try again") from None
 
 
 def each(names: list[str], action: Callable[[str], object]) -> int:

@@ -121,7 +121,11 @@ def places(container: Container, asked: list[str]) -> tuple[Places, str]:
         names, colon, path = text.rpartition(":")
         wanted.update({name: place(path, base, container.id) for name in (names.split(",") if colon else [""])})
     found = []
-    for hierarchy in read_hierarchies(make=container.virtualized):
+    hierarchies = read_hierarchies(make=container.virtualized)
+    for name in wanted:
+        if name and all(name not in hierarchy.controllers for hierarchy in hierarchies):
+            raise InputError("exec in", f"container {container.id}", f"unknown controller {name!a}", "name one of its")
+    for hierarchy in hierarchies:
         key = tuple(hierarchy.options.split(",")) if hierarchy.version == 1 else ()
         own = groups.get(tuple(name for name in key if name != "none"), "")
         given = next((wanted[name] for name in hierarchy.controllers if name in wanted), wanted.get("", ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 
@@ -98,17 +97,16 @@ def stale_ids() -> None:
 def collect_container(container: Container) -> None:
     """Remove what a ``create`` or ``run`` that was killed left, and print its id. Engines own the rest."""
     try:
-        lock = os.open(container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
+        lock = containers.lock(container.directory, 0)
+    except (FileNotFoundError, BlockingIOError):
+        return  # somebody makes or removes it
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         found = containers.load(container.root, container.id)
         if not found.pid:
             destroy(found, hierarchies_of(found), lambda text: print(f"nestrt: warning: {text}", file=sys.stderr))
             print(found.id)
-    except (BlockingIOError, NotFound):
-        return  # somebody makes or removes it
+    except NotFound:
+        return
     finally:
         os.close(lock)
 

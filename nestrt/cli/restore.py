@@ -30,6 +30,7 @@ from nestrt.cli.engine import Globals, one_id, trace, words
 from nestrt.cli.options import Option
 from nestrt.errors import InputError, NestrtError, NotFound, StateError
 from nestrt.kernel import cgroup, pidfd, signalfd, terminal
+from nestrt.kernel.mountinfo import read_cgroups
 from nestrt.oci.getter import load_text
 from nestrt.plan import criu as rpc
 from nestrt.plan.container import identity
@@ -105,6 +106,7 @@ class Restoring(Making):
         self.trees: tuple[Tree, ...] = load_text(text, f"{image}/{GROUPS}", parse_trees) if text else ()
         self.sources: dict[str, str] = {}
         self.master: int | None = None
+        self.limited: frozenset[tuple[str, ...]] = frozenset()
         self.later: tuple[list[Step], list[Maker]] = ([], [])
 
     def _read(self, name: str, missing: str | None = None) -> str:
@@ -127,9 +129,11 @@ class Restoring(Making):
         self.owner = os.getuid()
         bundle, facts = self.plan()
         vacant(bundle, facts)
+        self._alike(bundle)
         own = rpc.own_cgroups(bundle.spec, bundle.request is not None)
         groups = {} if own else rpc.cgroup_targets(self.spec, facts.hierarchies, bundle.cgroup)
         self.sources = rpc.sources(self.saved.external, self.spec, groups)
+        self.limited = frozenset(map(key, facts.hierarchies))
         now = time.time()
         steps = container_groups(bundle, facts, generation := os.urandom(8).hex(), identity(bundle), int(now))
         self.lock = containers.reserve(self.flags.root, self.id)
@@ -161,7 +165,6 @@ class Restoring(Making):
             self._place(creator, facts, service)
             service.tell("go")
             self._restore(service, [*options, *self._roots(bundle, facts)], creator)
-            self._freeze(creator, facts)
             if bundle.request is not None:
                 who = identity(bundle)
                 whole = mark(bundle.request, facts, generation, who, int(now))
@@ -169,16 +172,19 @@ class Restoring(Making):
                 carry(creator, [MarkRunning(facts.primary, bundle.request.limit_group, facts.mark, text)])
             tell_pid(creator)
         except BaseException:
-            creator.release_parents()
             if service is not None:
                 service.close(0)
-            if creator.pid:
-                pidfd.send_signal(creator.pidfd, 9)
-                os.waitpid(creator.pid, 0)
+            creator.abandon()
             self.undo()
             raise
         service.close()
         return creator
+
+    def _alike(self, bundle: Bundle) -> None:
+        """Raises InputError where the image's groups are rooted otherwise than the bundle's would be."""
+        if self.saved.inside != (bundle.request is not None and bundle.spec.namespace("user") is None):
+            reason = "it was saved with another policy or user namespace than config.json has"
+            raise InputError("restore", f"container {self.id}", reason, "restore from a bundle like the one saved")
 
     def _helper(self, bundle: Bundle, signals: set[int]) -> tuple[criu.Service, list[tuple[str, Value]]]:
         """The process that becomes CRIU, and what it is asked for."""
@@ -273,19 +279,6 @@ class Restoring(Making):
             for maker in makers:
                 maker.close()
 
-    def _freeze(self, creator: Creator, facts: Facts) -> None:
-        """Freeze what the guest had frozen, now that it is whole."""
-        request = creator.bundle.request
-        base = request.guest_root if request else creator.bundle.cgroup
-        trees = {tree.key: tree for tree in self.trees if any(group.frozen for group in tree.groups)}
-        for hierarchy in facts.hierarchies if base else ():
-            if tree := trees.get(key(hierarchy)):
-                maker = Maker(hierarchy, base, tree)
-                try:
-                    maker.freeze()
-                finally:
-                    maker.close()
-
     def _divide(self, creator: Creator) -> None:
         """What had to wait until all processes stand in their groups; they do not run yet."""
         late, makers = self.later
@@ -298,6 +291,16 @@ class Restoring(Making):
         finally:
             for maker in makers:
                 maker.close()
+
+    def _limited(self, creator: Creator, pid: int) -> None:
+        """Raises StateError where CRIU has put the first process elsewhere than below the container's limits."""
+        limit = creator.bundle.cgroup
+        if not limit or creator.bundle.driver == "systemd":
+            return
+        for names, path in read_cgroups(str(pid)).items():
+            if names in self.limited and not rpc.under(path, limit):
+                reason = f"criu has put it into {path}, not below {limit}"
+                raise StateError("restore", f"container {self.id}", reason, "restore from an image that nestrt wrote")
 
     def _roots(self, bundle: Bundle, facts: Facts) -> list[tuple[str, Value]]:
         """Where CRIU finds the container's groups, if it does not stand in its namespace."""
@@ -346,6 +349,7 @@ class Restoring(Making):
             finally:
                 creator.pid = 0
         elif answer.script == "post-restore":
+            self._limited(creator, answer.pid)
             self._divide(creator)
             self._known(creator, answer.pid)
         elif answer.script == "orphan-pts-master" and descriptor >= 0:

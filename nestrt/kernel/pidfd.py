@@ -55,14 +55,20 @@ def start_time(pid: int) -> int | None:
     return None if found is None else found[1]
 
 
+def parent(pid: int) -> int:
+    """The pid of *pid*'s parent, 0 if there is no such process or its parent is outside this pid namespace."""
+    found = _stat(pid)
+    return 0 if found is None else found[2]
+
+
 def alive(pid: int, start: int) -> bool:
     """Whether the process *pid* that began at *start* is still there and has not ended: a zombie has."""
     found = _stat(pid)
     return found is not None and found[1] == start and found[0] not in (b"Z", b"X", b"x")
 
 
-def _stat(pid: int) -> tuple[bytes, int] | None:
-    """The state and the start time of *pid*."""
+def _stat(pid: int) -> tuple[bytes, int, int] | None:
+    """The state, the start time and the parent of *pid*."""
     try:
         descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
@@ -75,4 +81,4 @@ def _stat(pid: int) -> tuple[bytes, int] | None:
         os.close(descriptor)
     # The second field is the program's name in parentheses, which may hold anything, also parentheses.
     fields = content[content.rindex(b")") + 2 :].split()
-    return fields[0], int(fields[19])
+    return fields[0], int(fields[19]), int(fields[1])

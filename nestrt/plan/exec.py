@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from nestrt.errors import InputError
-from nestrt.oci.model import Spec
+from nestrt.oci.model import Process, Spec
 from nestrt.plan import container_steps as do
 from nestrt.plan.facts import Hierarchy
 from nestrt.plan.guest_steps import BecomeRoot, OpenTerminal
@@ -51,6 +51,12 @@ class Joining:
     keyring: bool = True
     preserve_fds: int = 0
 
+    @property
+    def process(self) -> Process:
+        """The new process."""
+        assert self.spec.process is not None
+        return self.spec.process
+
 
 def place(path: str, base: str, name: str) -> str:
     """The group that ``--cgroup`` means, below *base*, which holds the container's own. Raises InputError."""
@@ -67,9 +73,7 @@ def place(path: str, base: str, name: str) -> str:
 
 def plan_exec(joining: Joining) -> Plan:
     """Raises InputError and HostError where the process asks for what this host or kernel cannot do."""
-    spec = joining.spec
-    process = spec.process
-    assert process is not None
+    spec, process = joining.spec, joining.process
     host: list[Step] = [
         *required_steps(process),
         *filter_host(spec.seccomp),

@@ -95,15 +95,13 @@ def _named(file: File, name: str) -> File:
 @record
 class Group:
     """One group. *path* is below the guest root, "" that itself, of which only *enabled* counts. *files* are
-    (name, text); *owners* (name, uid, gid) with "" for the directory; *rules* v1 device rules; *frozen*, *threaded*:
-    by the guest itself. Owners are ids of the level that saved them."""
+    (name, text); *owners* (name, uid, gid) with "" for the directory; *rules* v1 device rules. Owners are ids of the level that saved them."""
 
     path: str
     files: tuple[tuple[str, str], ...] = ()
     owners: tuple[tuple[str, int, int], ...] = ()
     enabled: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
-    frozen: bool = False
     threaded: bool = False
 
 
@@ -181,7 +179,6 @@ _group = record_of(
         "owners": ("owners", list_of(_owner)),
         "enabled": ("enabled", list_of(_word)),
         "rules": ("rules", list_of(required_text)),
-        "frozen": ("frozen", boolean),
         "threaded": ("threaded", boolean),
     },
     ("path",),
@@ -246,7 +243,6 @@ def trees_document(trees: Iterable[Tree]) -> dict[str, Any]:
                         "owners": [list(owner) for owner in group.owners],
                         "enabled": list(group.enabled),
                         "rules": list(group.rules),
-                        "frozen": group.frozen,
                         "threaded": group.threaded,
                     }
                     for group in tree.groups

@@ -235,6 +235,22 @@ def test_kill_where_pids_are_shared(bundle: Bundle) -> None:
     bundle.delete().ok()
 
 
+# All namespaces of another, the user's too: the pid that is written down is this level's, and not the one in there.
+def test_joining_all_namespaces(new_bundle: NewBundle) -> None:
+    first, second = new_bundle(), new_bundle()
+    first.user_namespace().up()
+    for entry in first.config["linux"]["namespaces"]:
+        if entry["type"] != "mount":
+            name = {"network": "net"}.get(entry["type"], entry["type"])
+            second.namespace(entry["type"], f"/proc/{first.pid}/ns/{name}")
+    second.up("echo $$ > /tmp/pid; exec sleep 600")
+    assert processes(second.cgroup) == {second.pid}
+    assert os.readlink(f"/proc/{second.pid}/ns/pid") == os.readlink(f"/proc/{first.pid}/ns/pid")
+    assert second.exec("cat", "/tmp/pid").ok().out.strip() != str(second.pid)
+    second.delete("--force").ok()
+    assert first.status == "running"
+
+
 # A container that was never started ends by the signals that end a program, and not by others.
 def test_signals_before_start(new_bundle: NewBundle) -> None:
     for name in ("TERM", "INT", "HUP", "QUIT"):
@@ -300,6 +316,7 @@ def test_exec_in_a_group_that_cannot_be(bundle: Bundle) -> None:
         result = bundle.exec("true", options=["--cgroup", path])
         assert result.rc == 255
         assert f" {path} is not a sub cgroup path" in result.err
+    assert "unknown controller 'nosuch'" in bundle.exec("true", options=["--cgroup", "nosuch:/"]).err
     result = bundle.exec("true", options=["--cgroup", "nowhere"])
     assert result.rc == 255
     assert "/nowhere/cgroup.procs: no such file or directory" in result.err

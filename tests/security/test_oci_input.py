@@ -24,7 +24,6 @@ from hypothesis import strategies as some
 
 from support.bundles import PARENT, Bundle
 from support.hostside import groups, hierarchies
-from support.need import SLOW
 from support.runner import Result
 
 NewBundle = Callable[..., Bundle]
@@ -196,7 +195,9 @@ def test_a_document_that_is_no_file(bundle: Bundle, kind: str) -> None:
 
 
 # An id names a directory below --root, and nothing else; it is no regular expression, path or option.
-@pytest.mark.parametrize("id", [".", "/", "..", "a/../b", "a\nb", "\x1b[31m", "٣", "a\x7f", "x" * 1025, "../etc", " ", "*"])
+@pytest.mark.parametrize(
+    "id", [".", "/", "..", "a/../b", "a\nb", "\x1b[31m", "٣", "a\x7f", "x" * 1025, "../etc", " ", "*"]
+)
 def test_ids_are_names(bundle: Bundle, id: str, tmp_path: Path) -> None:
     log = logged(bundle, tmp_path / "log", "json")
     bundle.write()
@@ -337,7 +338,8 @@ def every_verb(bundle: Bundle) -> None:
 # And one that names groups above or beside its own.
 @pytest.mark.slow_on_vm
 @pytest.mark.parametrize(
-    "cgroup", ["/", "//", "/..", "/../..", "/./", "/../../SHARED", "SHARED", "/nestrt/../SHARED", "relative", "/a//b", 7]
+    "cgroup",
+    ["/", "//", "/..", "/../..", "/./", "/../../SHARED", "SHARED", "/nestrt/../SHARED", "relative", "/a//b", 7],
 )
 def test_a_forged_group_is_not_removed(bundle: Bundle, cgroup: object) -> None:
     state = genuine(bundle)
@@ -376,7 +378,9 @@ def test_a_forged_process_is_not_killed(bundle: Bundle, boot: str) -> None:
 
 
 # The file itself is something else: each verb says so, none waits, none follows.
-@pytest.mark.parametrize("kind", ["link", "pipe", "directory", "huge", "device", "loop", "bytes", "array", "empty", "cut"])
+@pytest.mark.parametrize(
+    "kind", ["link", "pipe", "directory", "huge", "device", "loop", "bytes", "array", "empty", "cut"]
+)
 def test_a_state_file_that_is_something_else(bundle: Bundle, tmp_path: Path, kind: str) -> None:
     state = genuine(bundle)
     victim = tmp_path / "victim"
@@ -430,7 +434,10 @@ JSON = some.recursive(
     lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-KEYS = ("v", "id", "pid", "start", "boot", "cgroup", "parents", "unit", "driver", "annotations", "bound", "board", "resctrl")
+KEYS = (
+    *("v", "id", "pid", "start", "boot", "cgroup", "parents", "unit"),
+    *("driver", "annotations", "bound", "board", "resctrl"),
+)
 
 
 # The same with whatever comes to mind, in process, for thousands: what load() lets pass has the types that others use.
@@ -446,7 +453,11 @@ def test_whatever_a_state_file_says(tmp_path: Path, document: object) -> None:
     try:
         found = containers.load(str(tmp_path), "c1")
     except NestrtError as error:
-        assert "damaged" in str(error)
+        message = str(error)
+    else:
+        message = ""
+    if message:
+        assert "damaged" in message
         return
     assert found.cgroup == "" or (found.cgroup[:1] == "/" and os.path.normpath(found.cgroup) == found.cgroup)
     assert found.cgroup not in ("/", "//")

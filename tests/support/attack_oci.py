@@ -88,6 +88,5 @@ def isolated(directory: Path) -> Iterator[Isolated]:
         yield Isolated(copy, holder.pid)
     finally:
         holder.kill()
-        holder.wait()
-        holder.stdout.close()
+        holder.communicate()
         assert digest(INTERPRETER) == before

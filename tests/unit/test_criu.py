@@ -139,7 +139,7 @@ TREES = (
         (
             saved.Group("", enabled=("pids",)),
             saved.Group("init"),
-            saved.Group("web", (("pids.max", "7"),), (("", 5, 6), ("cgroup.procs", 5, 6)), frozen=True),
+            saved.Group("web", (("pids.max", "7"),), (("", 5, 6), ("cgroup.procs", 5, 6))),
             saved.Group("web/inner", rules=("c 1:3 rwm",)),
         ),
     ),
