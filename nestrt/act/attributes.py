@@ -87,7 +87,10 @@ def _join_resctrl(launcher: Any, step: do.JoinResctrl) -> None:
     """*launcher* is a Launcher with a *container*: what is to be removed with it goes into its state."""
     from nestrt.act import resctrl  # on few hosts
 
-    launcher.container.document["resctrl"] = resctrl.join(resctrl.mountpoint(), step, launcher.pid)
+    root = resctrl.mountpoint()
+    launcher.container.document["resctrl"] = resctrl.to_remove(root, step)
+    launcher.container.save()  # before it is made: a kill must not leave it behind
+    resctrl.join(root, step, launcher.pid)
 
 
 def remove_resctrl(path: str) -> None:

@@ -38,7 +38,8 @@ STATE, CONFIG, SOCKET, EXPOSED = "state.json", "config.json", "start.sock", "exp
 def check_id(id: str) -> str:
     """*id* if it can be a container's: letters, digits and ``_+-.``, at most 1024. Raises InputError."""
     if id in ("", ".", "..") or len(id) > ID_LIMIT or not ID_CHARACTERS.issuperset(id):
-        raise InputError("use", f"container id {id[:80]!a}", "invalid container ID format", "use letters, digits, and _ + - .")
+        reason, remedy = "invalid container ID format", "use letters, digits, and _ + - ."
+        raise InputError("use", f"container id {id[:80]!a}", reason, remedy)
     return id
 
 
@@ -305,7 +306,7 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys(("cgroup", "driver", "unit", "boot", "bundle", "rootfs", "id", "ociVersion", "created"), str),
     **dict.fromkeys(("annotations", "bound", "resources"), dict),
     **dict.fromkeys(("virtualized", "pivot", "own_pids"), bool),
-    "parents": list,
+    **dict.fromkeys(("parents", "entry"), list),
 }
 
 
@@ -328,6 +329,8 @@ def _wrong(document: dict[str, Any], id: str) -> str:
         return "annotations has the wrong type"
     if (cgroup := document.get("cgroup")) and not _whole_path(cgroup):
         return "cgroup is no group's path"
+    if not all(isinstance(file, str) and file.endswith("/cgroup.procs") for file in document.get("entry", ())):
+        return "entry is no list of cgroup.procs"
     if not all(map(_whole_path, document.get("parents", ()))):
         return "parents are no groups' paths"
     return "unit is no unit's name" if "/" in document.get("unit", "") else ""

@@ -43,14 +43,19 @@ def kill_first(container: Container) -> None:
         os.close(descriptor)
 
 
-def destroy(container: Container, hierarchies: tuple[Hierarchy, ...], warn: Callable[[str], object]) -> None:
+def destroy(
+    container: Container, hierarchies: tuple[Hierarchy, ...], warn: Callable[[str], object], entered: bool = True
+) -> None:
     """Kill what lives of it, remove its groups, unit and state; then run its poststop hooks.
+
+    Without *entered* it had no process yet: what lives in its group is another's, and stays.
 
     A hook that fails is a warning (runtime.md, "Lifecycle"). Raises StateError and
     KernelError for what could not be removed: the state is kept for another try.
     """
     kill_first(container)
-    remove.remove_tree(container.cgroup, hierarchies)
+    if entered or not remove.living(hierarchies, container.cgroup):
+        remove.remove_tree(container.cgroup, hierarchies)
     if made := container.document.get("parents"):
         remove.remove_parent(hierarchies, tuple(made), PARENT_PATIENCE)
     if container.unit:

@@ -199,11 +199,16 @@ def _enter_directory(path: str) -> None:
         raise InputError("enter", f"process.cwd {path}", reason, "name a directory that the user may enter") from error
 
 
-def _own_standard_streams(uid: int) -> None:
-    """Give descriptors 0, 1 and 2 to *uid*: else a program could not open its own /dev/stdout again."""
+def _own_standard_streams(uid: int, own_terminal: bool) -> None:
+    """Give descriptors 0, 1 and 2 to *uid*: else a program could not open its own /dev/stdout again.
+
+    Not the caller's terminal, nor a file of the caller's: those stay when the container has gone.
+    """
     for fd in range(3):
         found = os.fstat(fd)
         if found.st_uid == uid or (stat.S_ISCHR(found.st_mode) and found.st_rdev == NULL_DEVICE):
+            continue
+        if stat.S_ISREG(found.st_mode) or (os.isatty(fd) and not own_terminal):
             continue
         try:
             os.fchown(fd, uid, -1)
@@ -259,7 +264,7 @@ def become_user(guest: Guest, step: process_do.BecomeUser) -> None:
     # The bounding set first, while CAP_SETPCAP is there; the others have to outlive the change of user.
     caps.apply(have.effective, have.permitted, have.inheritable, bounding, frozenset())
     prctl.set_keep_capabilities(True)
-    _own_standard_streams(step.uid)
+    _own_standard_streams(step.uid, bool(guest.pty))
     _become_ids(step)
     if not entered:
         _enter_directory(step.cwd)

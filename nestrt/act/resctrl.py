@@ -25,10 +25,16 @@ def mountpoint() -> str:
     )
 
 
-def join(root: str, step: JoinResctrl, pid: int) -> str:
-    """Move *pid* into the group, which is made where it is missing and *step* allows it.
+def to_remove(root: str, step: JoinResctrl) -> str:
+    """The directory that join() will make, and that is to be removed with the container; "" for none."""
+    group = root if step.group == "/" else os.path.join(root, step.group)
+    if step.own and not os.path.isdir(group):
+        return group
+    return f"{group}/mon_groups/{step.monitor}" if step.monitor else ""
 
-    Returns the directory that is to be removed with the container, "" for none.
+
+def join(root: str, step: JoinResctrl, pid: int) -> None:
+    """Move *pid* into the group, which is made where it is missing and *step* allows it.
 
     Raises InputError (a group that should be there is not), StateError (one that is
     there has other schemata), NestrtError with the kernel's own explanation.
@@ -55,15 +61,12 @@ def join(root: str, step: JoinResctrl, pid: int) -> str:
             watched = f"{group}/mon_groups/{step.monitor}"
             os.makedirs(watched, 0o755, exist_ok=True)
             _write(f"{watched}/tasks", str(pid))
-            if there or not step.own:
-                return watched
     except OSError as error:
         if not there and os.path.isdir(group):
             os.rmdir(group)
         raise NestrtError(
             "use", f"resctrl group {step.group}", _explained(root, error), "look at linux.intelRdt and at info/"
         ) from error
-    return group if step.own and not there else ""
 
 
 def values(schemata: str) -> dict[tuple[str, str], str]:

@@ -58,7 +58,13 @@ def become_root(uids: Ranges, gids: Ranges) -> None:
     helper = os.fork() if helped else 0
     if helped and helper == 0:
         _map(launcher, {programs[kind]: maps[kind] for kind in helped}, ready, tell)
-    namespaces.unshare(namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWNS)
+    try:
+        namespaces.unshare(namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWNS)
+    except OSError:
+        if helper:
+            os.kill(helper, 9)
+            os.waitpid(helper, 0)
+        raise
     os.close(tell)
     os.close(ready)
     if helped:

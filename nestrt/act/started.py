@@ -9,7 +9,7 @@ from nestrt import jsontext
 from nestrt.act.containers import Container, damaged
 from nestrt.act.protocol import Channel, Gone
 from nestrt.errors import NestrtError, StateError
-from nestrt.kernel import pidfd
+from nestrt.kernel import cgroup, pidfd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def start(container: Container, warn: Callable[[str], object]) -> None:
         spec = load(container.config(), container.directory)
     board = _board(container)
     agent = _agent(spec)
+    for file in container.document.get("entry", ()):
+        cgroup.write(file, str(container.pid))
     channel = _knock(container)
     if agent is not None and spec is not None and spec.seccomp is not None:
         from nestrt.act import seccomp

@@ -20,7 +20,7 @@ from nestrt.errors import HostError, InputError, NestrtError, NotFound, StateErr
 from nestrt.kernel import caps, selfexe
 from nestrt.level.policy import Policy
 from nestrt.oci.document import load, require_process
-from nestrt.plan.container import Bundle, plan_container
+from nestrt.plan.container import Bundle, plan_container, waits_above
 from nestrt.plan.process import ungranted
 from nestrt.plan.request import Request
 from nestrt.probe.bundle import cgroup_path, elsewhere, gather_bundle, held_devices, joined_maps, joins_own_network
@@ -106,6 +106,13 @@ def hold_parents_if_allowed(creator: Creator) -> None:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
+
+
+def entry_files(bundle: Bundle, facts: Facts) -> list[str]:
+    """Where ``start`` is to write the first process's pid: plan.container.waits_above()."""
+    if bundle.request is None or not bundle.socket:
+        return []
+    return [h.path(bundle.request.first_group, "cgroup.procs") for h in waits_above(facts)]
 
 
 class Making:
@@ -246,7 +253,7 @@ class Making:
             creator.run()
         except BaseException:
             creator.abandon()
-            self.undo()
+            self.undo(entered=bool(creator.pid))
             raise
         return creator
 
@@ -268,6 +275,7 @@ class Making:
             "parents": missing_parents(facts.hierarchies, bundle.cgroup),
             "virtualized": bundle.request is not None,
             "bound": self.bound,
+            "entry": entry_files(bundle, facts),
             "own_pids": any(entry.type == "pid" and not entry.path for entry in self.spec.namespaces),
             "annotations": dict(self.spec.annotations),
             "pivot": bundle.pivot,
@@ -304,10 +312,11 @@ class Making:
         if (found.pid, found.start_time) == (container.pid, container.start_time):
             self.undo()
 
-    def undo(self) -> None:
+    def undo(self, entered: bool = True) -> None:
         """Remove all that was made; what cannot be removed is said, and does not hide why."""
+        found = hierarchies_of(self.container)
         try:
-            destroy.destroy(self.container, hierarchies_of(self.container), lambda text: warn(self.flags, text))
+            destroy.destroy(self.container, found, lambda text: warn(self.flags, text), entered)
         except (NestrtError, OSError) as error:
             warn(self.flags, str(error))
         finally:

@@ -134,7 +134,7 @@ def _locked(container: Container, force: bool) -> int:
     try:
         return containers.lock(container.directory, PATIENCE if force else 1.0)
     except FileNotFoundError as error:
-        raise NotFound("find", f"container {container.id}", "container does not exist", "nestrt list shows all") from error
+        raise NotFound("find", f"container {container.id}", "container does not exist", "see nestrt list") from error
     except BlockingIOError:
         raise StateError("delete", f"container {container.id}", "it is being created or removed", "try again") from None
 

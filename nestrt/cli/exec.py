@@ -128,6 +128,8 @@ def places(container: Container, asked: list[str]) -> tuple[Places, str]:
     for hierarchy in hierarchies:
         key = tuple(hierarchy.options.split(",")) if hierarchy.version == 1 else ()
         own = groups.get(tuple(name for name in key if name != "none"), "")
+        if container.virtualized and own == container.cgroup:
+            own = f"{base}/{FIRST_GROUP}"  # it waits above until it is started
         given = next((wanted[name] for name in hierarchy.controllers if name in wanted), wanted.get("", ""))
         # Where the container has no group, nothing of it is to be found.
         if given or own == container.cgroup or own.startswith(container.cgroup + "/"):

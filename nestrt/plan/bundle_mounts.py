@@ -316,6 +316,8 @@ def bundle_mounts(spec: Spec, context: Context) -> BundleMounts:
     maker = _Maker(spec, context)
     for index, mount in enumerate(spec.mounts):
         maker.mount(index, mount)
+    if context.view is not None and any(clean(mount.destination) == "/sys" for mount in spec.mounts):
+        maker.view()  # a policy's view, where the document (containerd's by default) has no cgroup mount
     setup = _sets_up_dev(spec.mounts)
     # mknod(2) is for the initial user namespace.
     bound = context.userns or context.in_userns

@@ -237,6 +237,17 @@ def _guest(bundle: Bundle, facts: Facts, who: Identity, mounts: BundleMounts) ->
     return steps + program_steps(process, bundle.preserve_fds)
 
 
+def waits_above(facts: Facts) -> tuple[Hierarchy, ...]:
+    """The hierarchies where a created guest waits in its limit group; ``start`` moves it to its first group.
+
+    An engine's shim takes the group of the process that create has left for the container's, once and for all
+    (containerd's task metrics, docker stats). The v2 tree takes no process where controllers are enabled.
+    """
+    if facts.in_userns:
+        return ()  # v1 lets only the host's root move processes of other users
+    return tuple(h for h in facts.hierarchies if h.version == 1 and not h.mountpoint.startswith("/proc/"))
+
+
 def _ready(bundle: Bundle, facts: Facts, whole: str) -> list[Step]:
     """The launcher's from the hooks to the end."""
     spec, process, request = bundle.spec, bundle.process, bundle.request
@@ -248,6 +259,8 @@ def _ready(bundle: Bundle, facts: Facts, whole: str) -> list[Step]:
         steps.append(do.SendTerminal(bundle.console, process.console_size))
     if request is not None:
         steps.append(MarkRunning(facts.primary, request.limit_group, facts.mark, whole))
+    if bundle.socket and request is not None and (v1 := waits_above(facts)):
+        steps.append(Attach(v1, bundle.cgroup))
     steps.append(do.SaveState())
     if bundle.socket:
         return [*steps, Tell("park"), Wait("parked")]

@@ -69,16 +69,6 @@ class SaveState(Step):
 
 
 @record
-class MoveTo(Step):
-    """Move the first process into *group* in every hierarchy where the driver has not."""
-
-    group: str
-
-    def describe(self) -> str:
-        return f"move the first process to {self.group}"
-
-
-@record
 class ListenForStart(Step):
     """Make the socket on which the first process will wait to be started."""
 

@@ -101,7 +101,7 @@ def held_devices(facts: Facts) -> tuple[DeviceRule, ...] | None:
 
 
 def _writable_only(facts: Facts, cgroup: str) -> Facts:
-    """*facts* with those hierarchies that an ordinary user, or a root of other ids, has been given. Raises HostError."""
+    """*facts* with those hierarchies that an ordinary user, or root of other ids, has been given. Raises HostError."""
     if not facts.in_userns:
         return facts
     hierarchies = tuple(h for h in facts.hierarchies if writable(h, cgroup))

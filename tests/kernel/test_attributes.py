@@ -42,6 +42,9 @@ from nestrt.record import replace
 from support.need import require
 from support.rootfs import busybox_root
 
+# Nothing here depends on the host's kind.
+pytestmark = pytest.mark.slow_on_vm
+
 PATH = "PATH=/bin"
 ALL = Namespace("uts"), Namespace("ipc"), Namespace("network"), Namespace("pid"), Namespace("mount")
 FLAGS = {

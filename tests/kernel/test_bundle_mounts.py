@@ -98,6 +98,7 @@ def test_without_pivot(root: Path) -> None:
 #   rbind                 as the source: nosuid              the same
 #   rbind,ro              ro; the source's nosuid goes       ro,nosuid: it is locked
 #   rbind,suid            nosuid goes                        refused
+@pytest.mark.slow_on_vm
 @pytest.mark.parametrize(
     ("words", "plain", "private"),
     [
@@ -168,6 +169,7 @@ def test_nothing_propagates_to_the_host(root: Path, tmp_path: Path, userns: bool
 
 
 # rootfsPropagation: the root's own type, and that a bind is the host's peer only where both ask for it.
+@pytest.mark.slow_on_vm
 @pytest.mark.parametrize(
     ("word", "root_type", "bind_type"),
     [
@@ -208,6 +210,7 @@ def subprocess_mount(kind: str, target: str) -> None:
 
 
 # A launch on a shared root filesystem, with a shared bind: the host's mounts are the same while the guest runs.
+@pytest.mark.slow_on_vm
 def test_a_launch_on_shared_mounts(nestrt: Any, guest_name: str, root: Path, tmp_path: Path, userns: str) -> None:
     from support.guests import MODES
 
@@ -374,6 +377,7 @@ def test_id_mapped_binds(root: Path, tmp_path: Path) -> None:
 
 
 # Errors: what engines look for, and where in the document it is.
+@pytest.mark.slow_on_vm
 @pytest.mark.parametrize(
     ("mount", "words"),
     [

@@ -23,6 +23,9 @@ from nestrt.oci.model import Hook
 from support.need import SLOW, require
 from support.rootfs import busybox_root
 
+# Nothing here depends on the host's kind.
+pytestmark = pytest.mark.slow_on_vm
+
 STATE = {"ociVersion": "1.2.0", "id": "c1", "status": "creating", "pid": 42, "bundle": "/b", "annotations": {"a": "é"}}
 Script = Callable[[str], Hook]
 

@@ -122,6 +122,7 @@ def test_ps_json_starts_no_program_and_imports_little(guest: ByHand) -> None:
     assert not slow & set(done.stderr.split())
 
 
+@pytest.mark.slow_on_vm
 def test_ps_table_has_the_rows_of_the_container_only(guest: ByHand, child: Child) -> None:
     require("procps", None if any(os.path.exists(path) for path in ps.PS) else "no ps program")
     header, *rows = ok(guest, "ps", guest.id).splitlines()
@@ -147,6 +148,7 @@ def test_ps_of_a_container_without_groups(state: Path) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow_on_vm
 def test_unknown_containers(guest: ByHand) -> None:
     for words in (("ps", "nobody"), ("pause", "nobody"), ("resume", "nobody"), ("events", "nobody")):
         assert "container does not exist" in refused(guest, *words)
@@ -209,6 +211,7 @@ def test_the_v2_freezer_serves_where_there_is_no_other(guest: ByHand, monkeypatc
     assert not freeze.frozen(one)
 
 
+@pytest.mark.slow_on_vm
 def test_states(guest: ByHand) -> None:
     guest.process.kill()
     guest.process.wait()
@@ -370,6 +373,7 @@ def test_removed_groups_are_no_oom(guest: ByHand) -> None:
         watch.close()
 
 
+@pytest.mark.slow_on_vm
 def test_bad_intervals(guest: ByHand) -> None:
     for text in ("", "5", "0s", "-5s", "x", "5x", "1.2.3s", "s"):
         assert "--interval" in refused(guest, "events", f"--interval={text}", guest.id), text

@@ -124,6 +124,7 @@ def test_resources_as_docker_sends_them(plain: ByHand) -> None:
     assert memory(plain.cgroup) == str(96 * MIB)
 
 
+@pytest.mark.slow_on_vm
 def test_resources_from_a_file_and_bad_ones(plain: ByHand, tmp_path: Path) -> None:
     file = tmp_path / "resources.json"
     file.write_text('{"pids": {"limit": 33}}')
@@ -137,6 +138,7 @@ def test_resources_from_a_file_and_bad_ones(plain: ByHand, tmp_path: Path) -> No
     assert "does not exist" in update(ByHand(plain.state, "nobody", "", plain.process, False)).stderr
 
 
+@pytest.mark.slow_on_vm
 def test_a_stopped_container(plain: ByHand) -> None:
     plain.process.kill()
     plain.process.wait()
@@ -193,7 +195,8 @@ def allowed(controller_group: str) -> str:
     return value("cpuset", controller_group, "cpuset.effective_cpus", "cpuset.cpus.effective")
 
 
-@pytest.mark.parametrize("which", ["guest", "plain"])
+# v2: a group with processes, such as the plain container's, has no children with controllers.
+@pytest.mark.parametrize("which", ["guest", pytest.param("plain", marks=pytest.mark.v1)])
 def test_fewer_cpus_for_a_guest_that_has_divided_them(request: pytest.FixtureRequest, which: str) -> None:
     """``web`` has the second CPU alone, which the guest is to lose: v1 refuses that while a child has it (EBUSY)."""
     one: ByHand = request.getfixturevalue(which)
@@ -201,8 +204,6 @@ def test_fewer_cpus_for_a_guest_that_has_divided_them(request: pytest.FixtureReq
     both = value("cpuset", one.cgroup, "cpuset.effective_cpus", "cpuset.cpus.effective")
     root = one.cgroup + ("/guest" if one.virtualized else "")
     web = root + "/web"
-    if not one.virtualized and not has_v1("cpuset"):
-        pytest.skip("v2: a group with processes has no children with controllers")
     deep = web + "/deep"
     for group in (web, deep):
         make_group(group, "cpuset")

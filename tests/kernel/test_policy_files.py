@@ -127,6 +127,7 @@ def test_a_file_named_as_a_built_in_policy_is_the_hosts_word(etc: Path) -> None:
     assert strict.mount != built_in.mount
 
 
+@pytest.mark.slow_on_vm
 @pytest.mark.parametrize("name", ["", "policies", "bindings.toml", "policies/web.toml"])
 @pytest.mark.parametrize(("mode", "owner"), [(0o020, 0), (0o002, 0), (0, 12345)])
 def test_what_others_can_write_is_not_trusted(etc: Path, cache: Path, name: str, mode: int, owner: int) -> None:
@@ -210,6 +211,7 @@ def test_what_was_read_is_kept_and_the_same(etc: Path, cache: Path) -> None:
     assert "tomllib" in fresh(code)
 
 
+@pytest.mark.slow_on_vm
 @pytest.mark.parametrize("change", ["same size", "replaced", "new", "gone", "rules gone"])
 def test_what_is_kept_is_of_these_files_only(etc: Path, cache: Path, change: str) -> None:
     web = etc / "policies" / "web.toml"
@@ -239,6 +241,7 @@ def test_what_was_written_just_now_is_not_kept(etc: Path, tmp_path: Path) -> Non
     assert not cache.exists()
 
 
+@pytest.mark.slow_on_vm
 @pytest.mark.parametrize("harm", ["cut", "garbage", "owner", "mode", "link", "fifo", "directory", "types"])
 def test_a_cache_that_is_not_ours_is_not_read(etc: Path, cache: Path, tmp_path: Path, harm: str) -> None:
     right = load(str(etc), str(cache))
@@ -299,6 +302,7 @@ def as_user(directory: Path, namespace: bool) -> subprocess.CompletedProcess[str
     return subprocess.run(argv, capture_output=True, text=True, timeout=60, user=12345, group=12345, extra_groups=[])
 
 
+@pytest.mark.slow_on_vm
 @pytest.mark.parametrize("namespace", [False, True])
 def test_an_ordinary_user_is_bound_too(open_etc: Path, namespace: bool) -> None:
     """As root of a namespace that does not map the host's root, too: root's files seem nobody's there, as / does."""
@@ -313,6 +317,7 @@ def test_an_ordinary_user_is_bound_too(open_etc: Path, namespace: bool) -> None:
     assert "Permission denied" in as_user(open_etc, namespace).stdout
 
 
+@pytest.mark.slow_on_vm
 def test_the_command_tells_the_same(etc: Path) -> None:
     argv = [COMMAND, "policy", "explain", "--directory", str(etc)]
     done = subprocess.run([*argv, "--cgroup", "ci:x:y", "-a", "nestrt.view.mount=ro"], capture_output=True, text=True)

@@ -35,7 +35,10 @@ from nestrt.oci.model import Seccomp, SyscallArg, Syscalls
 from nestrt.plan import seccomp_steps as do
 from support.need import SLOW, require
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers are those of x86_64")
+pytestmark = [
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers are those of x86_64"),
+    pytest.mark.slow_on_vm,  # nothing here depends on the host's kind
+]
 
 MKDIR, PERSONALITY, GETPPID, NEWEST = 83, 135, 110, 5000
 # include/uapi/linux/seccomp.h: _IOWR('!', 0, struct seccomp_notif), _IOWR('!', 1, struct seccomp_notif_resp)

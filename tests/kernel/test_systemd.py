@@ -188,6 +188,7 @@ manager.stop(unit.name)
     assert not told["left"]
 
 
+@pytest.mark.slow_on_vm
 def test_a_name_in_use_is_refused_and_one_that_failed_is_taken(guest: SystemdGuest) -> None:
     """A scope that ran out of its time has failed, and stays known by that name until it is reset."""
     told = drive(
@@ -225,6 +226,7 @@ told["units"] = units()
     assert told["units"] == []
 
 
+@pytest.mark.slow_on_vm
 def test_what_systemd_refuses_is_one_line_that_names_the_unit(guest: SystemdGuest) -> None:
     told = drive(
         guest,
@@ -282,6 +284,7 @@ told["gone"] = refusal(manager.control_group, inner.name)[:2], refusal(manager.c
     assert told["gone"][0] == ["NotFound", 3]
 
 
+@pytest.mark.slow_on_vm
 def test_without_a_bus_systemd_is_reached_by_its_own_socket(guest: SystemdGuest) -> None:
     told = drive(
         guest,
@@ -301,6 +304,7 @@ finally:
     assert told == {"group": "/machine.slice/machine-x.slice/nestrt-web.scope", "ended": -15, "units": []}
 
 
+@pytest.mark.slow_on_vm
 def test_an_ordinary_user_may_not_use_the_machines_systemd(guest: SystemdGuest) -> None:
     told = drive(
         guest,
@@ -385,6 +389,7 @@ def test_where_no_systemd_runs_the_driver_says_so() -> None:
         Manager(False)
 
 
+@pytest.mark.slow_on_vm
 def test_starting_takes_milliseconds(guest: SystemdGuest) -> None:
     """A container's start waits for systemd's job, not for a turn of a poll."""
     told = drive(
@@ -523,6 +528,7 @@ told["left"] = left()
     assert told["left"] == []
 
 
+@pytest.mark.slow_on_vm
 def test_a_container_that_cannot_start_leaves_no_unit(guest: SystemdGuest) -> None:
     path = bundle(guest, "bundle", process={**BUNDLE["process"], "args": ["/no/such/program"]})
     other = bundle(guest, "other", linux={**BUNDLE["linux"], "cgroupsPath": "/machine/web"})

@@ -27,6 +27,9 @@ from nestrt.act.process import Guest
 from nestrt.oci.model import Device, Mount, Spec
 from support.mounting import DEV, PROC, SYS, USUAL, Refused, mounted, mounts_at, mounts_of, read, spec
 
+# Nothing here depends on the host's kind.
+pytestmark = pytest.mark.slow_on_vm
+
 RENAME_EXCHANGE = 2
 # Where a mount of these tests would come to light on the host, if it got out; others mount elsewhere, and below.
 OF_THE_HOST = {
