@@ -16,10 +16,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 import time
 
 from nestrt import jsontext
+from nestrt.act.statefile import FILE_LIMIT, STATE, damaged, mistake, read_state
 from nestrt.errors import InputError, NestrtError, NotFound, StateError
 from nestrt.kernel import pidfd
 
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 VERSION = 1
 ID_LIMIT = 1024
 ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
-FILE_LIMIT = 16 << 20
-STATE, CONFIG, SOCKET, EXPOSED = "state.json", "config.json", "start.sock", "exposed"
+CONFIG, SOCKET, EXPOSED = "config.json", "start.sock", "exposed"
 
 
 def check_id(id: str) -> str:
@@ -285,93 +284,6 @@ def lock(directory: str, seconds: float = -1) -> int:
     return fd
 
 
-def damaged(root: str, id: str, reason: str) -> NestrtError:
-    """What stands in a container's directory cannot be what create has written there."""
-    return NestrtError(
-        "read", f"the state of container {id} ({root}/{id})", f"it is damaged: {reason}", f"nestrt delete --force {id}"
-    )
-
-
-class Foreign(NestrtError):
-    """What stands under a container's name is not ours: nothing in it is to be believed, and nothing to be removed."""
-
-
-def _foreign(path: str, reason: str) -> Foreign:
-    return Foreign("use", path, reason, "name a --root of your own, or be that user")
-
-
-# What a state file says, by type; a number is a pid, a descriptor or ticks.
-_TYPES: dict[str, type] = {
-    **dict.fromkeys(("pid", "start", "board", "owner", "v"), int),
-    **dict.fromkeys(("cgroup", "driver", "unit", "boot", "bundle", "rootfs", "id", "ociVersion", "created"), str),
-    **dict.fromkeys(("annotations", "bound", "resources"), dict),
-    **dict.fromkeys(("virtualized", "pivot", "own_pids"), bool),
-    **dict.fromkeys(("parents", "entry"), list),
-}
-
-
-def _whole_path(path: object) -> bool:
-    """Whether *path* can be a group that create has written down: absolute, not the root, no ``..``."""
-    return isinstance(path, str) and path[:1] == "/" and not {"", ".", ".."}.intersection(path[1:].split("/"))
-
-
-def _wrong(document: dict[str, Any], id: str) -> str:
-    """What cannot be true in a state file, "" if it all can: by it processes are killed, and groups removed."""
-    for key, value in document.items():
-        if type(value) is not _TYPES.get(key, type(value)):
-            return f"{key[:40]} has the wrong type"
-        bits = 63 if key == "start" else 32 if key == "owner" else 31
-        if key in _TYPES and isinstance(value, int) and not -1 <= value < 2**bits:
-            return f"{key} is out of range"
-    if document.get("id", id) != id:
-        return "it is that of another container"
-    if any(type(value) is not str for value in document.get("annotations", {}).values()):
-        return "annotations has the wrong type"
-    if (cgroup := document.get("cgroup")) and not _whole_path(cgroup):
-        return "cgroup is no group's path"
-    if not all(isinstance(file, str) and file.endswith("/cgroup.procs") for file in document.get("entry", ())):
-        return "entry is no list of cgroup.procs"
-    if not all(map(_whole_path, document.get("parents", ()))):
-        return "parents are no groups' paths"
-    return "unit is no unit's name" if "/" in document.get("unit", "") else ""
-
-
-def _read_state(root: str, id: str) -> str | None:
-    """The text of the state file, None where there is none yet. Raises NotFound, Foreign, OSError, ValueError."""
-    place = f"{root}/{id}"
-    ours = (0, os.geteuid())
-    try:
-        top = os.stat(root)
-        directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if os.path.islink(place):
-            raise _foreign(place, "it is a symbolic link") from error
-        raise NotFound("find", f"container {id}", "container does not exist", "nestrt list shows all") from error
-    try:
-        if top.st_uid not in ours or top.st_mode & 0o1002 == 0o002:
-            raise _foreign(root, f"user {top.st_uid}, or anybody, can change what is in it")
-        if (owner := os.fstat(directory).st_uid) not in ours:
-            raise _foreign(place, f"it belongs to user {owner}")
-        # Neither a link nor a named pipe, which could keep us waiting, is what we have written.
-        mode = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        fd = os.open(STATE, mode, dir_fd=directory)
-    except FileNotFoundError:
-        return None  # ended between its directory and its first state
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise ValueError("no regular file") from error
-        raise
-    finally:
-        os.close(directory)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError("no regular file")
-        data = file.read(FILE_LIMIT + 1)
-    if len(data) > FILE_LIMIT:
-        raise ValueError(f"longer than {FILE_LIMIT >> 20} MiB")
-    return data.decode()
-
-
 def load(root: str, id: str) -> Container:
     """The container of that id.
 
@@ -379,11 +291,11 @@ def load(root: str, id: str) -> Container:
     """
     check_id(id)
     try:
-        text = _read_state(root, id)
+        text = read_state(root, id)
         document = {} if text is None else jsontext.loads(text)
         if type(document) is not dict:
             raise ValueError("not an object")
-        if wrong := _wrong(document, id):
+        if wrong := mistake(document, id):
             raise ValueError(wrong)
     except ValueError as error:
         raise damaged(root, id, str(error)) from error

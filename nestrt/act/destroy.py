@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+THAW_AFTER = 0.1  # seconds
 PARENT_PATIENCE = 1.0  # seconds; nobody comes by later for groups that an engine has named
 
 
-def kill_first(container: Container) -> None:
+def kill_first(container: Container, hierarchies: tuple[Hierarchy, ...]) -> None:
     """End the first process and wait until it has ended: with it goes a pid namespace of its own."""
     if not container.alive():
         return
@@ -38,7 +39,9 @@ def kill_first(container: Container) -> None:
 
             if freeze.frozen(container):
                 freeze.thaw(container)
-        pidfd.wait(descriptor, remove.PATIENCE)
+        if not pidfd.wait(descriptor, THAW_AFTER):
+            remove.thaw(hierarchies, container.cgroup)  # its pid namespace may wait for what the guest has frozen
+            pidfd.wait(descriptor, remove.PATIENCE)
     finally:
         os.close(descriptor)
 
@@ -53,7 +56,7 @@ def destroy(
     A hook that fails is a warning (runtime.md, "Lifecycle"). Raises StateError and
     KernelError for what could not be removed: the state is kept for another try.
     """
-    kill_first(container)
+    kill_first(container, hierarchies)
     if entered or not remove.living(hierarchies, container.cgroup):
         remove.remove_tree(container.cgroup, hierarchies)
     if made := container.document.get("parents"):

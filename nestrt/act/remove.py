@@ -95,6 +95,13 @@ def _thaw(path: str) -> None:
             continue
 
 
+def thaw(hierarchies: tuple[Hierarchy, ...], group: str) -> None:
+    """Thaw *group* and everything below it where a frozen process cannot die: on v1."""
+    for hierarchy in hierarchies:
+        if group and hierarchy.version == 1 and "freezer" in hierarchy.controllers:
+            _thaw(hierarchy.path(group))
+
+
 def kill(hierarchies: tuple[Hierarchy, ...], group: str) -> None:
     """Kill every process in *group* and below and wait until it is gone. Raises StateError after PATIENCE seconds."""
     deadline = time.monotonic() + PATIENCE

@@ -6,8 +6,9 @@ import _socket
 import os
 
 from nestrt import jsontext
-from nestrt.act.containers import Container, damaged
+from nestrt.act.containers import Container
 from nestrt.act.protocol import Channel, Gone
+from nestrt.act.statefile import damaged
 from nestrt.errors import NestrtError, StateError
 from nestrt.kernel import cgroup, pidfd
 

@@ -14,6 +14,7 @@ from nestrt.act.freeze import freeze, frozen, thaw
 from nestrt.errors import HostError, KernelError, NestrtError, StateError
 from nestrt.kernel import cgroup
 from nestrt.plan import update as plan
+from nestrt.plan import update_quota
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from nestrt.oci.resources import DeviceRule, Resources
     from nestrt.plan.facts import Hierarchy
     from nestrt.plan.update import Setting
+    from nestrt.plan.update_quota import Pairs
 
 ROOT = "/guest"
 FIRST = "/guest/init"
 MARKS = ("trusted.nestrt", "user.nestrt", "security.nestrt")
 # What the kernel says where another group's value is in the way.
 IN_THE_WAY = (errno.EBUSY, errno.EINVAL, errno.EACCES, errno.ENOSPC)
+GONE = (errno.ENOENT, errno.ENODEV)
 MEMORY_LIMIT = "memory.limit_in_bytes"
 
 
@@ -43,11 +46,12 @@ class Update:
         self.old = old
         self.new = new
         self.undo: list[Callable[[], None]] = []
+        self.held: list[int] = []  # descriptors that the way back needs
 
-    def carry_out(self, rules: tuple[DeviceRule, ...] | None = None) -> None:
-        """Write everything; *rules* is the whole list of device rules, None to leave them.
+    def carry_out(self, rules: tuple[DeviceRule, ...] | None = None, before: tuple[DeviceRule, ...] = ()) -> None:
+        """Write everything; *rules* is the whole list of device rules, None to leave them, *before* that until now.
 
-        Raises NestrtError that names the field; then nothing has changed.
+        Raises NestrtError that names the field; then nothing has changed. Until close() back() undoes it all.
         """
         if not self.hierarchies:
             raise StateError("update", f"container {self.container.id}", "it has no groups", "create it with groups")
@@ -57,18 +61,35 @@ class Update:
             if rules is not None:
                 from nestrt.act.update_devices import update_devices  # rarely
 
-                update_devices(self, rules)
+                update_devices(self, rules, before)
         except BaseException:
             self.back()
             raise
 
-    def back(self) -> None:
-        """Write the old values back, as far as the kernel takes them."""
-        while self.undo:
+    def back(self, to: int = 0) -> None:
+        """Write the old values back, as far as the kernel takes them, until *to* steps back are left."""
+        while len(self.undo) > to:
             try:
                 self.undo.pop()()
-            except OSError:
+            except (OSError, NestrtError):
                 continue  # a group that has gone, or a value that was only ever read
+
+    def close(self) -> None:
+        """What was carried out stays."""
+        self.undo.clear()
+        while self.held:
+            os.close(self.held.pop())
+
+    def still(self, change: Callable[[], None]) -> None:
+        """Carry out *change* while no process of the container runs. Raises what freeze() and *change* raise."""
+        if frozen(self.container):
+            change()
+            return
+        freeze(self.container)
+        try:
+            change()
+        finally:
+            thaw(self.container)
 
     def _root(self, hierarchy: Hierarchy) -> str:
         """The guest root, where there is one of ours; else ""."""
@@ -103,6 +124,9 @@ class Update:
             quota, period = writes.quota
             field = "linux.resources.cpu." + ("quota" if quota is not None else "period")
             self._tree(h, field, lambda: self._quota(h, quota, period, root))
+        for setting in writes.late:
+            self._try(h, group, setting)
+        self._follow(h, root, list(writes.late_shown))
 
     def _flat_throttles(self, h: Hierarchy, settings: tuple[Setting, ...], root: str) -> None:
         """v1's throttles hold for one group alone: a guest that may make groups there cannot get them later."""
@@ -156,20 +180,23 @@ class Update:
 
     def _tree(self, h: Hierarchy, what: Setting | str, change: Callable[[], None]) -> None:
         """Carry out a *change* of many groups; once more with the container frozen, if it gets in the way itself."""
+        done = len(self.undo)
         try:
             change()
             return
         except OSError as error:
             below = cgroup.below(h.path(self.container.cgroup))
-            if error.errno not in IN_THE_WAY or not below or frozen(self.container):
+            if error.errno not in (*IN_THE_WAY, *GONE) or not below or frozen(self.container):
                 raise self._refused(h, what, error) from error
-        freeze(self.container)
-        try:
+
+        def again() -> None:
+            self.back(done)  # what is half done is not what the groups have of their own
             change()
+
+        try:
+            self.still(again)
         except OSError as error:
             raise self._refused(h, what, error) from error
-        finally:
-            thaw(self.container)
 
     def _groups(self, h: Hierarchy) -> list[str]:
         top = h.path(self.container.cgroup)
@@ -182,32 +209,52 @@ class Update:
             self.write(f"{path}/{setting.file}", plan.format_numbers(numbers))
 
     def _quota(self, h: Hierarchy, quota: int | None, period: int | None, root: str) -> None:
-        groups = []
-        for path in self._groups(h):
-            has = [int(cgroup.read(f"{path}/{file}")) for file in (plan.QUOTA, plan.CFS_PERIOD)]
-            groups.append((path, has[0], has[1]))
-        quota = groups[0][1] if quota is None else quota
-        period = groups[0][2] if period is None else period
-        for path, wanted, per in plan.quota_moves(groups, quota, period, h.path(root) if root else ""):
-            self._bandwidth(path, wanted, per)
+        groups = self._pairs(h)
+        top = h.path(self.container.cgroup)
+        has = groups[top]
+        wanted = update_quota.check(has[0] if quota is None else quota, has[1] if period is None else period)
+        bursts = {path: burst for path in groups if (burst := self._burst(path))}
+        before = dict(groups)
 
-    def _bandwidth(self, path: str, quota: int, period: int) -> None:
-        """Move one group to *quota* and *period*. The pair between the two may not fit its parent or its children."""
-        burst = f"{path}/{plan.BURST}"
-        if quota > 0 and os.path.exists(burst) and int(cgroup.read(burst)) > quota:
-            self.write(burst, str(quota))  # no burst above the quota
-        amount, span, lift = (plan.QUOTA, str(quota)), (plan.CFS_PERIOD, str(period)), (plan.QUOTA, "-1")
-        longer = period >= int(cgroup.read(f"{path}/{plan.CFS_PERIOD}"))
-        orders = [(span, amount), (amount, span)]
-        # Without a quota for a moment where nothing else is left: the group above or below has its own.
-        for order in (*(orders if longer else reversed(orders)), (lift, span, amount)):
+        def undo() -> None:
             try:
-                for file, value in order:
-                    self.write(f"{path}/{file}", value)
-                return
+                self._bandwidth(self._pairs(h), before, bursts)
+            except OSError:
+                self.still(lambda: self._bandwidth(self._pairs(h), before, bursts))
+
+        self.undo.append(undo)
+        self._bandwidth(groups, {top: wanted, **({h.path(root): wanted} if root else {})}, bursts)
+
+    def _pairs(self, h: Hierarchy) -> Pairs:
+        """The quota and period of the container's groups, without those that go meanwhile."""
+        found: Pairs = {}
+        for path in self._groups(h):
+            try:
+                quota = int(cgroup.read(f"{path}/{update_quota.QUOTA}"))
+                found[path] = quota, int(cgroup.read(f"{path}/{update_quota.CFS_PERIOD}"))
             except OSError as error:
-                if error.errno != errno.EINVAL or order[0] == lift:
+                if not found or error.errno not in GONE:
                     raise
+        return found
+
+    def _burst(self, path: str) -> int:
+        try:
+            return int(cgroup.read(f"{path}/{update_quota.BURST}"))
+        except FileNotFoundError:
+            return 0  # before Linux 5.14
+
+    def _bandwidth(self, groups: Pairs, wanted: Pairs, bursts: dict[str, int]) -> None:
+        """Take *groups* to what is *wanted*, and the rest of them within it. *bursts* are kept as far as they fit."""
+        final = update_quota.final_pairs(groups, wanted)
+        for path, file, value in update_quota.quota_writes(groups, final):
+            if file == update_quota.QUOTA and 0 <= value < self._burst(path):
+                cgroup.write(f"{path}/{update_quota.BURST}", str(value))  # no burst above the quota
+            cgroup.write(f"{path}/{file}", str(value))
+        for path, burst in bursts.items():
+            if path in final:
+                fits = burst if final[path][0] < 0 else min(burst, final[path][0])
+                if fits != self._burst(path):
+                    cgroup.write(f"{path}/{update_quota.BURST}", str(fits))
 
     def _refused(self, h: Hierarchy, what: Setting | str, error: OSError) -> NestrtError:
         """One line that names the document's field."""

@@ -7,6 +7,7 @@ import os
 from nestrt.act import containers
 from nestrt.act.containers import Container
 from nestrt.act.destroy import destroy
+from nestrt.act.statefile import Foreign
 from nestrt.cli.engine import STATE_ROOT, Globals, hierarchies_of, report, warn, words
 from nestrt.cli.options import Option
 from nestrt.errors import InputError, NestrtError, NotFound, StateError
@@ -74,7 +75,7 @@ def delete_one(flags: Globals, name: str, force: bool) -> None:
         if flags.root == STATE_ROOT:
             raise OwnStatus(error) from error  # it could have been a guest of launch
         raise
-    except (InputError, containers.Foreign):
+    except (InputError, Foreign):
         raise  # no name of a container, or not ours: force is no licence to remove what it leads to
     except NestrtError:
         if not force:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from nestrt import jsontext
-from nestrt.act.containers import load
+from nestrt.act import containers
 from nestrt.act.update import Update, remark
 from nestrt.cli.engine import lower, one_id, warn, words
 from nestrt.cli.options import Option
 from nestrt.controllers.table import ignored, missing
 from nestrt.controllers.update import merge
-from nestrt.errors import HostError, InputError, NotFound
+from nestrt.errors import HostError, InputError, NotFound, StateError
 from nestrt.level.limits import from_mark
 from nestrt.level.units import shown
 from nestrt.oci.document import load_resources
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from nestrt.plan.facts import Hierarchy
 
 FILE_LIMIT = 1 << 20
+PATIENCE = 10.0  # s
 OPTIONS = (
     Option("resources", "FILE", "linux.resources as JSON, - for standard input; other options are ignored then", "r"),
     Option("blkio-weight", "N", "I/O weight, 10 to 1000"),
@@ -67,7 +69,7 @@ def main(flags: Globals, argv: list[str]) -> int:
     if given is None:
         return 0
     single, _, operands = given
-    container = load(flags.root, one_id("update", operands))
+    container = containers.load(flags.root, one_id("update", operands))
     new = from_file(single["resources"]) if single.get("resources") else from_flags(single)
     container.require("update", "running", "created", "paused")
     for schema in RDT:
@@ -78,8 +80,26 @@ def main(flags: Globals, argv: list[str]) -> int:
         warn(flags, f"{field} is ignored: kernel memory settings do nothing on this kernel")
     if not container.cgroup:
         raise HostError("update", f"container {container.id}", "it was made without groups", "create it with groups")
-    apply(container, fixed(new))
+    lock = locked(container)
+    try:
+        # What it was before the lock another update may have changed, or delete and create.
+        container = containers.load(flags.root, container.id)
+        container.require("update", "running", "created", "paused")
+        apply(container, fixed(new))
+    finally:
+        os.close(lock)
     return 0
+
+
+def locked(container: Container) -> int:
+    """The container's directory, locked. Raises NotFound, StateError where another keeps it for PATIENCE."""
+    try:
+        return containers.lock(container.directory, PATIENCE)
+    except FileNotFoundError as error:
+        raise NotFound("find", f"container {container.id}", "container does not exist", "nestrt list shows all") from error
+    except BlockingIOError:
+        reason = "it is being created, updated or removed"
+        raise StateError("update", f"container {container.id}", reason, "try again") from None
 
 
 def fixed(new: Resources) -> Resources:
@@ -90,7 +110,11 @@ def fixed(new: Resources) -> Resources:
 
 
 def apply(container: Container, new: Resources) -> None:
-    """Make the container have *new* beside what it has, and write that to its state file. Raises NestrtError."""
+    """Make the container have *new* beside what it has, and write that to its state file.
+
+    The caller has the container's lock since before it was loaded. Raises NestrtError, OSError; then nothing
+    has changed.
+    """
     hierarchies = read_hierarchies()
     v2 = next((h.controllers for h in hierarchies if h.version == 2), None)
     absent = missing(new, {name for h in hierarchies for name in h.controllers}, v2)
@@ -100,27 +124,32 @@ def apply(container: Container, new: Resources) -> None:
     old = load_resources(jsontext.dumps(document), f"container {container.id}")
     merged = merge(old, new)
     rules = device_rules(new, nodes) if new.devices and new.devices != old.devices else None
+    before = () if rules is None else device_rules(old, nodes)
     if bound := container.document.get("bound"):
         # The policy's own limits hold whatever an engine asks for later.
         limit = from_mark(bound)
         old = within(limit, old)
         new = merged = within(limit, merged)
         rules = None if rules is None else narrow.device_rules(limit, rules)
+        before = narrow.device_rules(limit, before)
     unit = container.driver == "systemd"
     wanted = systemd(container, hierarchies, merged, new, rules) if unit else new
+    change = Update(container, hierarchies, old, wanted)
     try:
-        Update(container, hierarchies, old, wanted).carry_out(rules)
+        change.carry_out(rules, before)
+        container.document["resources"] = as_json(merged)
+        container.save()
     except BaseException:
+        change.back()
         if unit:
-            before = None if rules is None else device_rules(old, nodes)
-            systemd(container, hierarchies, taken_back(old, new), old, before)
+            systemd(container, hierarchies, taken_back(old, new), old, None if rules is None else before)
         raise
+    finally:
+        change.close()
     limits = marked(merged)
     if rules is not None:
         limits["devices"] = device_lines(rules)
     remark(container, hierarchies, limits)
-    container.document["resources"] = as_json(merged)
-    container.save()
 
 
 def known(container: Container) -> tuple[object, tuple[str, ...]]:

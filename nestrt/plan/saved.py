@@ -95,7 +95,8 @@ def _named(file: File, name: str) -> File:
 @record
 class Group:
     """One group. *path* is below the guest root, "" that itself, of which only *enabled* counts. *files* are
-    (name, text); *owners* (name, uid, gid) with "" for the directory; *rules* v1 device rules. Owners are ids of the level that saved them."""
+    (name, text); *owners* (name, uid, gid) with "" for the directory; *rules* v1 device rules; *threaded* as in
+    cgroup.type. Owners are ids of the level that saved them."""
 
     path: str
     files: tuple[tuple[str, str], ...] = ()

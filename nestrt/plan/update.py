@@ -14,6 +14,7 @@ from nestrt.controllers.names import expand
 from nestrt.controllers.table import limit_files
 from nestrt.controllers.update import update_settings
 from nestrt.level.units import MAX, PERIOD, format_cpus, parse_cpus
+from nestrt.plan.update_quota import BURST, CFS_PERIOD, LEAST, QUOTA
 from nestrt.record import record, replace
 
 TYPE_CHECKING = False
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     Numbers = frozenset[int]
 
 CPUSETS = ("cpuset.cpus", "cpuset.mems")
-QUOTA, CFS_PERIOD, BURST = "cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.cfs_burst_us"
-LEAST_QUOTA = 1000  # µs: min_cfs_quota_period, kernel/sched/core.c
-INFINITE = 1 << 62
 # What a group has that nobody set: sched-design-CFS.rst; block/bfq-cgroup.c.
 SHARES, IO_WEIGHT = 1024, 100
 
@@ -39,12 +37,15 @@ class Writes:
     """What one hierarchy is to get. *plain* are the limit group's, in order, *shown* the guest root's, which follow.
 
     *cpusets* and *quota* (None: unchanged) concern the whole tree below on v1, and are not among them.
+    *late*, and *late_shown* of the guest root, is what has to fit the quota, and is written after it.
     """
 
     plain: tuple[Setting, ...]
     shown: tuple[Setting, ...]
     cpusets: tuple[Setting, ...]
     quota: tuple[int | None, int | None] | None
+    late: tuple[Setting, ...] = ()
+    late_shown: tuple[Setting, ...] = ()
 
 
 def writes(
@@ -74,12 +75,14 @@ def writes(
     quota = None
     if QUOTA in found or CFS_PERIOD in found:
         quota = tuple(int(found[file]) if file in found else None for file in (QUOTA, CFS_PERIOD))
-    special = (*CPUSETS, QUOTA, CFS_PERIOD)
+    special = (*CPUSETS, QUOTA, CFS_PERIOD, BURST)
     return Writes(
         tuple(s for s in settings if s.file not in special),
         tuple(s for s in shown if s.file not in special),
         tuple(s for s in settings if s.file in CPUSETS),
         (quota[0], quota[1]) if quota else None,
+        tuple(s for s in settings if s.file == BURST),
+        tuple(s for s in shown if s.file == BURST),
     )
 
 
@@ -122,38 +125,6 @@ def cpuset_moves(groups: list[tuple[str, Numbers]], target: Numbers, follower: s
         move(reversed(paths), lambda path: final[path])
     move(paths, lambda path: final[path])
     return found
-
-
-def ratio(quota: int, period: int) -> int:
-    """The share of a CPU as the kernel compares it: to_ratio(), kernel/sched/core.c. No limit is the largest."""
-    return INFINITE if quota < 0 else (quota << 20) // period
-
-
-def quota_moves(
-    groups: list[tuple[str, int, int]], quota: int, period: int, follower: str = ""
-) -> list[tuple[str, int, int]]:
-    """As cpuset_moves() for (path, quota, period) in µs, quota -1 for none: each entry is one group to be changed."""
-    current = {path: (has, per) for path, has, per in groups}
-    top = groups[0][0]
-    final = {top: (quota, period)}
-    bound = {top: (quota, period)}  # what holds a group's children: its own, or what holds itself
-    for path, has, per in groups[1:]:
-        most, span = bound[_parent(path)]
-        if path == follower:
-            final[path] = (quota, period)
-        elif has < 0 or ratio(has, per) <= ratio(most, span):
-            final[path] = (has, per)
-        else:
-            less = most * per // span
-            final[path] = (less, per) if less >= LEAST_QUOTA else (most, span)
-        bound[path] = final[path] if final[path][0] >= 0 else bound[_parent(path)]
-    # A group without a quota has its parent's: one that it gets may be more than that.
-    share = {top: ratio(*current[top])}
-    for path, has, per in groups[1:]:
-        share[path] = min(share[_parent(path)], ratio(has, per))
-    changed = [path for path, _, _ in groups if final[path] != current[path]]
-    less_first = [path for path in reversed(changed) if ratio(*final[path]) <= share[path]]
-    return [(path, *final[path]) for path in (*less_first, *(p for p in changed if p not in less_first))]
 
 
 def format_numbers(numbers: Numbers) -> str:
@@ -199,7 +170,7 @@ def marked(resources: Resources) -> dict[str, object]:
     elif memory.swap and memory.limit:
         found["swap"] = memory.swap - memory.limit
     if cpu.quota:
-        found["cpu_quota"] = MAX if cpu.quota < 0 else max(LEAST_QUOTA, cpu.quota * PERIOD // (cpu.period or PERIOD))
+        found["cpu_quota"] = MAX if cpu.quota < 0 else max(LEAST, cpu.quota * PERIOD // (cpu.period or PERIOD))
     if cpu.shares:
         from nestrt.controllers.cpu import weight_of
 

@@ -51,23 +51,38 @@ def v1_changes(text: str, rules: tuple[OrderedRule, ...]) -> tuple[list[str], li
         raise HostError("set", oci_devices.FIELD, "the group has groups below", "allow the devices one by one")
     if listed == EVERYTHING:
         listed = tuple(DeviceRule(kind, None, None, "rwm") for kind in "bc")
-    wanted = _rights(format_rule(DeviceRule(k, r.major, r.minor, r.access)) for r in listed for k in _kinds(r))
-    has = _rights(text.splitlines())
-    return _lines(wanted, has), _lines(has, wanted)
+    wanted = "\n".join(format_rule(DeviceRule(k, r.major, r.minor, r.access)) for r in listed for k in _kinds(r))
+    return v1_more(wanted, text), v1_more(text, wanted)
 
 
 def _kinds(rule: DeviceRule) -> str:
     return "bc" if rule.type == "a" else rule.type
 
 
-def _lines(more: Rights, less: Rights) -> list[str]:
-    """What *more* has beyond *less*."""
+def v1_more(text: str, than: str) -> list[str]:
+    """What a devices.list of *text* has beyond one of *than*."""
+    less = _rights(than.splitlines())
     found = []
-    for node, rights in more.items():
+    for node, rights in _rights(text.splitlines()).items():
         beyond = rights - less.get(node, set())
         if beyond:
             found.append(f"{node} {''.join(letter for letter in 'rwm' if letter in beyond)}")
     return found
+
+
+def v1_begins_anew(text: str, rules: tuple[OrderedRule, ...]) -> bool:
+    """Whether a group without children, whose devices.list has *text*, gets to *rules* by "a" only."""
+    return text.strip() == ALL or oci_devices.as_allow_list(rules) in (None, EVERYTHING)
+
+
+def v1_former(text: str, rules: tuple[OrderedRule, ...]) -> list[tuple[str, str]]:
+    """(file, line) that give a group without children again what it had: *text* in devices.list, and *rules*.
+
+    Of a group that has all devices but some the kernel shows only that it has all.
+    """
+    if text.strip() != ALL:
+        return [("devices.deny", "a"), *(("devices.allow", line) for line in text.splitlines())]
+    return v1_whole(rules) if oci_devices.as_allow_list(rules) is None else [("devices.allow", "a")]
 
 
 def v1_whole(rules: tuple[OrderedRule, ...]) -> list[tuple[str, str]]:

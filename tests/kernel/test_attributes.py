@@ -681,7 +681,8 @@ def test_a_group_with_other_schemata_is_refused(tmp_path: Path) -> None:
     (group / "schemata").write_text("    L3:0=007f0;1=0001f\n    MB:0= 20;1= 70\n")
     (group / "tasks").write_text("")
     same = do.JoinResctrl("shared", False, ("L3:1=1f;0=7F0", "MB:0=20"))
-    assert resctrl.join(os.fspath(tmp_path), same, 42) == ""
+    assert resctrl.to_remove(os.fspath(tmp_path), same) == ""
+    resctrl.join(os.fspath(tmp_path), same, 42)
     assert (group / "tasks").read_text() == "42"
     other = do.JoinResctrl("shared", False, ("L3:0=f",))
     with pytest.raises(StateError, match="it is there with L3:0=7f0, not f"):

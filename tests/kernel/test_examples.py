@@ -6,6 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from support.bundles import Bundle
 from support.need import SLOW
 from support.rootfs import CHECKOUT
@@ -26,6 +28,7 @@ def test_oci_quickstart() -> None:
     assert set(Path("/tmp").glob("nestrt-quickstart-*")) <= before
 
 
+@pytest.mark.slow_on_vm
 def test_make_a_bundle(bundle: Bundle, tmp_path: Path) -> None:
     """What it makes is a bundle with the annotations and limits that were asked for, and runs."""
     made = tmp_path / "made"

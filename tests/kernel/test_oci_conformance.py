@@ -22,6 +22,9 @@ from support.hostside import hierarchies, processes
 from support.need import SLOW
 from support.runner import Result, wait_for
 
+# What depends on the host's kind is marked with False.
+pytestmark = pytest.mark.slow_on_vm
+
 NewBundle = Callable[..., Bundle]
 Change = Callable[[dict[str, Any]], object]
 
@@ -152,6 +155,7 @@ def test_state_that_cannot_be(bundle: Bundle, tmp_path: Path) -> None:
 
 
 # What is there already is another's: two containers do not share a group, and in a frozen one nothing would start.
+@pytest.mark.slow_on_vm(False)
 def test_a_group_in_use_is_not_taken(new_bundle: NewBundle) -> None:
     first, second = new_bundle(), new_bundle()
     first.up()
@@ -221,6 +225,7 @@ def test_a_program_by_capability(bundle: Bundle, tmp_path: Path) -> None:
 
 
 # kill: all where the processes share the host's pid namespace, even those that outlive the first.
+@pytest.mark.slow_on_vm(False)
 def test_kill_where_pids_are_shared(bundle: Bundle) -> None:
     bundle.namespace("pid", None).up("sleep 600 & exec sleep 600")
     wait_for(lambda: len(processes(bundle.cgroup)) == 2, "both")
@@ -310,6 +315,7 @@ def test_exec_with_one_more_capability(bundle: Bundle, inheritable: bool) -> Non
     assert bool(int(rows["CapAmb"], 16) & bit) is inheritable
 
 
+@pytest.mark.slow_on_vm(False)
 def test_exec_in_a_group_that_cannot_be(bundle: Bundle) -> None:
     bundle.up()
     for path in ("..", "a/../..", "../other"):

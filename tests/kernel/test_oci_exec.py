@@ -24,6 +24,9 @@ from support.hostside import hierarchies, v2_hierarchy
 from support.need import SLOW, require
 from support.runner import wait_for
 
+# What depends on the host's kind is marked with False.
+pytestmark = pytest.mark.slow_on_vm
+
 NewBundle = Callable[..., Bundle]
 
 
@@ -156,6 +159,7 @@ def of(pid: int) -> dict[str, str]:
 
 
 # Beside the first process; also where that has been moved by the container, in some hierarchies or all of them.
+@pytest.mark.slow_on_vm(False)
 @pytest.mark.parametrize("policy", [False, True])
 def test_it_lands_beside_the_first_process(bundle: Bundle, tmp_path: Path, policy: bool) -> None:
     if policy:
@@ -187,6 +191,7 @@ def test_it_lands_beside_the_first_process(bundle: Bundle, tmp_path: Path, polic
 
 
 # --cgroup: a child group of the container's, in all hierarchies or some; what is not below it is refused.
+@pytest.mark.slow_on_vm(False)
 @pytest.mark.parametrize("policy", [False, True])
 def test_a_child_group(bundle: Bundle, policy: bool) -> None:
     if policy:
@@ -215,6 +220,7 @@ def test_a_child_group(bundle: Bundle, policy: bool) -> None:
 
 
 # v2: the first process's group has come to be one for groups only. Then the process goes to the first group.
+@pytest.mark.slow_on_vm(False)
 def test_where_the_first_process_s_group_has_controllers_enabled(bundle: Bundle) -> None:
     v2 = v2_hierarchy()
     require("cgroup-v2", None if v2 and v2.controllers else "no v2 tree with controllers")
@@ -326,12 +332,14 @@ def test_side_by_side(up: Bundle) -> None:
 
 
 # A container at its limit of processes: moving one in is always allowed (pids.rst), and so exec works.
+@pytest.mark.slow_on_vm(False)
 def test_at_the_limit_of_processes(bundle: Bundle) -> None:
     bundle.resources(pids={"limit": 3}).up("sleep 600 & sleep 600 & wait")
     wait_for(lambda: len((bundle.groups()[0] / "cgroup.procs").read_text().split()) == 3, "the sleeps")
     assert bundle.exec("echo", "one more").ok().out == "one more\n"
 
 
+@pytest.mark.slow_on_vm(False)
 def test_exec_in_a_group_that_the_view_has(bundle: Bundle) -> None:
     bundle.virtual().up()
     place = directory("pids", "/")

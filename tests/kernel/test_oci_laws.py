@@ -297,6 +297,7 @@ def test_without_a_policy(bundle: Bundle, namespace: bool) -> None:
     assert memberships(own) == ({"/"} if namespace else {bundle.cgroup})
 
 
+@pytest.mark.slow_on_vm
 @pytest.mark.parametrize("value", ["false", "no", "TRUE"])
 def test_annotations_that_do_not_virtualize(bundle: Bundle, value: str) -> None:
     bundle.annotate(level__virtualize=value)
@@ -311,6 +312,7 @@ def test_annotations_that_do_not_virtualize(bundle: Bundle, value: str) -> None:
 
 
 # What other annotations say is done; what they say wrongly is said, and nothing is made.
+@pytest.mark.slow_on_vm
 def test_annotations(bundle: Bundle, new_bundle: NewBundle) -> None:
     bundle.virtual().annotate(view__mount="ro", partition__max_groups="5", partition__max_depth="3")
     place = hierarchies()[0].mountpoint

@@ -27,6 +27,9 @@ from support.hostside import hierarchies, processes
 from support.need import SLOW
 from support.runner import wait_for
 
+# What depends on the host's kind is marked with False.
+pytestmark = pytest.mark.slow_on_vm
+
 NewBundle = Callable[..., Bundle]
 
 
@@ -39,6 +42,7 @@ def told(result: Any, text: str, rc: int | None = None) -> None:
 
 
 # Each verb in each state. The parked first process has the container's groups and the pid of the state file.
+@pytest.mark.slow_on_vm(False)
 def test_from_create_to_delete(bundle: Bundle, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     assert bundle.shell("sleep 600 & wait").create("--pid-file", str(pid_file)).ok().out == ""
@@ -99,6 +103,7 @@ def test_a_created_container_is_killed_or_deleted(new_bundle: NewBundle) -> None
 
 
 # A running one goes with --force, its children too, even those that ignore everything and are frozen.
+@pytest.mark.slow_on_vm(False)
 @pytest.mark.parametrize("own_pids", [True, False])
 def test_delete_by_force(bundle: Bundle, own_pids: bool) -> None:
     if not own_pids:
@@ -202,7 +207,6 @@ def test_ten_at_once(new_bundle: NewBundle) -> None:
 
 
 # create and run while others with the same parent group go away: a parent is never pulled from under a container.
-@pytest.mark.slow_on_vm
 def test_creates_and_deletes_side_by_side(new_bundle: NewBundle) -> None:
     bundles = [new_bundle() for _ in range(4)]
     loop = (
@@ -623,6 +627,7 @@ def test_the_bundle_has_gone(bundle: Bundle) -> None:
 
 
 # No group at all, and groups below the caller's own.
+@pytest.mark.slow_on_vm(False)
 def test_without_groups(bundle: Bundle) -> None:
     bundle.globals += ["--cgroup-manager", "disabled"]
     own = Path("/proc/self/cgroup").read_text()

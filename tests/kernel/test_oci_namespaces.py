@@ -19,6 +19,9 @@ from support.hostside import hierarchies, processes
 from support.need import SLOW, require
 from support.runner import wait_for
 
+# What depends on the host's kind is marked with False.
+pytestmark = pytest.mark.slow_on_vm
+
 NewBundle = Callable[..., Bundle]
 # OCI name: name in /proc/PID/ns
 FILES = {
@@ -175,6 +178,7 @@ def test_what_cannot_be_joined(bundle: Bundle, tmp_path: Path, kind: str) -> Non
 
 
 # Without a pid namespace there is no first process whose end takes the others along: delete finds them by their groups.
+@pytest.mark.slow_on_vm(False)
 def test_the_host_s_pids(bundle: Bundle) -> None:
     bundle.namespace("pid", None).up("sleep 600 & sleep 600 & exec sleep 600")
     wait_for(lambda: len(processes(bundle.cgroup)) == 3, "three")
@@ -187,6 +191,7 @@ def test_the_host_s_pids(bundle: Bundle) -> None:
 
 
 # As under runc SIGKILL reaches all of them, with --all any signal.
+@pytest.mark.slow_on_vm(False)
 @pytest.mark.parametrize("options", [("KILL",), ("TERM", "--all")])
 def test_kill_all_with_the_host_s_pids(bundle: Bundle, options: tuple[str, ...]) -> None:
     bundle.namespace("pid", None).up("sleep 600 & sleep 600 & exec sleep 600")
@@ -245,6 +250,7 @@ def test_host_name(bundle: Bundle) -> None:
 
 
 # With a cgroup namespace but no policy: "/" is the engine's path, and the mount begins there.
+@pytest.mark.slow_on_vm(False)
 def test_a_cgroup_namespace_without_a_policy(bundle: Bundle) -> None:
     place = hierarchies()[0].mountpoint
     bundle.namespace("cgroup")

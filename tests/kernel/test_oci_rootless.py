@@ -21,6 +21,9 @@ from support.hostside import is_v2_only, processes, v2_hierarchy
 from support.need import require
 from support.runner import Nestrt, wait_for
 
+# What depends on the host's kind is marked with False.
+pytestmark = pytest.mark.slow_on_vm
+
 UID = 61234
 RANGE = 700_000
 NewBundle = Callable[..., Bundle]
@@ -78,6 +81,7 @@ def user(tmp_path: Path, new_bundle: NewBundle) -> User:
 
 
 # No group can be made: said once, and everything else works.
+@pytest.mark.slow_on_vm(False)
 def test_without_groups(user: User) -> None:
     bundle = user.bundle()
     result = bundle.shell("id -u; cat /proc/self/uid_map; hostname").run()
@@ -227,6 +231,7 @@ def delegated(user: User) -> Iterator[str]:
 
 
 # In a group that is the user's: the container has groups again, and what the kernel delegates of limits.
+@pytest.mark.slow_on_vm(False)
 def test_in_a_delegated_group(user: User, delegated: str) -> None:
     bundle = user.bundle()
     bundle.cgroup = f"{delegated}/box"
@@ -254,6 +259,7 @@ def test_in_a_delegated_group(user: User, delegated: str) -> None:
 
 
 # A policy there: the guest root is the user's own, and divides what was given.
+@pytest.mark.slow_on_vm(False)
 def test_a_policy_in_a_delegated_group(user: User, delegated: str) -> None:
     bundle = user.bundle().virtual()
     bundle.cgroup = f"{delegated}/box"

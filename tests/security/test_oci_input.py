@@ -26,6 +26,9 @@ from support.bundles import PARENT, Bundle
 from support.hostside import groups, hierarchies
 from support.runner import Result
 
+# What depends on the host's kind is marked with False.
+pytestmark = pytest.mark.slow_on_vm
+
 NewBundle = Callable[..., Bundle]
 VERBS: dict[str, tuple[str, ...]] = {
     "state": ("state", "ID"),
@@ -135,7 +138,6 @@ PLACES: dict[str, Callable[[dict[str, Any], Any], None]] = {
 }
 
 
-@pytest.mark.slow_on_vm
 @pytest.mark.parametrize("place", PLACES)
 def test_wrong_texts_in_a_document(bundle: Bundle, tmp_path: Path, place: str) -> None:
     log = logged(bundle, tmp_path / "log", "json")
@@ -336,7 +338,6 @@ def every_verb(bundle: Bundle) -> None:
 
 # A state file that names the process of another: another pid, the right pid of another time, another boot.
 # And one that names groups above or beside its own.
-@pytest.mark.slow_on_vm
 @pytest.mark.parametrize(
     "cgroup",
     ["/", "//", "/..", "/../..", "/./", "/../../SHARED", "SHARED", "/nestrt/../SHARED", "relative", "/a//b", 7],
@@ -416,7 +417,6 @@ def test_a_state_file_that_is_something_else(bundle: Bundle, tmp_path: Path, kin
 
 
 # Each key with each wrong type.
-@pytest.mark.slow_on_vm
 def test_a_state_file_with_wrong_types(bundle: Bundle) -> None:
     state = genuine(bundle)
     values = ("x\x1b[31m/../", 2**80, [[]], {"a": {"b": 1}}, None, 1e300)
@@ -510,6 +510,7 @@ def test_a_root_that_cannot_be(bundle: Bundle, tmp_path: Path, kind: str) -> Non
 
 
 # A group that holds the processes of others is not taken, and what fails on the way does not end them.
+@pytest.mark.slow_on_vm(False)
 @pytest.mark.parametrize("policy", [False, True])
 def test_a_group_of_others_is_not_taken(bundle: Bundle, policy: bool) -> None:
     with bystander("g") as (process, group):
@@ -523,6 +524,7 @@ def test_a_group_of_others_is_not_taken(bundle: Bundle, policy: bool) -> None:
 
 
 # Nothing that a document asks for goes above the hierarchies.
+@pytest.mark.slow_on_vm(False)
 def test_dots_in_a_groups_path(bundle: Bundle) -> None:
     bundle.config["linux"]["cgroupsPath"] = f"/../..{PARENT}/../../..{bundle.cgroup}"
     bundle.up()

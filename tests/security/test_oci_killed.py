@@ -26,6 +26,9 @@ from support.killing import first_process, gone, kill_at_removal, run_forked
 from support.need import SLOW
 from support.runner import wait_for
 
+# What depends on the host's kind is marked with False.
+pytestmark = pytest.mark.slow_on_vm
+
 NewBundle = Callable[..., Bundle]
 LIMITS: dict[str, Any] = {
     "memory": {"limit": 64 << 20},
@@ -175,14 +178,12 @@ def kill_the_launcher(new_bundle: NewBundle, witness: Path, mode: str, verb: str
         everything_goes(bundle, point)
 
 
-@pytest.mark.slow_on_vm
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("mode", ["plain", "userns"])
 def test_create_killed_after_each_step(new_bundle: NewBundle, witness: Path, mode: str, part: int) -> None:
     kill_the_launcher(new_bundle, witness, mode, "create", slice(part, None, PARTS))
 
 
-@pytest.mark.slow_on_vm
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("mode", ["policy"])
 def test_run_killed_after_each_step(new_bundle: NewBundle, witness: Path, mode: str, part: int) -> None:
@@ -213,6 +214,7 @@ def test_the_first_process_killed_after_steps(new_bundle: NewBundle, witness: Pa
 
 
 # A parked first process that is killed: the container has stopped, and start says so.
+@pytest.mark.slow_on_vm(False)
 def test_a_parked_process_is_killed(bundle: Bundle, witness: Path) -> None:
     prepared(bundle, "policy", witness).create().ok()
     os.kill(bundle.pid, signal.SIGKILL)
@@ -277,6 +279,7 @@ def _pids(directory: Path) -> set[int]:
 
 
 # delete is killed after each thing that it removed, and started again.
+@pytest.mark.slow_on_vm(False)
 @pytest.mark.parametrize("mode", ["plain", "policy"])
 def test_delete_killed_half_way(bundle: Bundle, witness: Path, mode: str) -> None:
     prepared(bundle, mode, witness).run("--detach").ok()
