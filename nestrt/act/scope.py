@@ -172,12 +172,3 @@ class Manager:
             self.bus.call("AttachProcessesToUnit", "ssau", unit, group or "/", (pid,))
         except BusError as error:
             raise _failed("move a process to", unit, error) from error
-
-    def control_group(self, unit: str) -> str:
-        """The unit's group, below the root that systemd sees; "" while it has none. Raises NotFound, HostError."""
-        kind = "Slice" if unit.endswith(".slice") else "Scope"
-        try:
-            path = self.bus.call("GetUnit", "s", unit).text("o")
-            return self.bus.get(path, f"org.freedesktop.systemd1.{kind}", "ControlGroup", "s").text()
-        except BusError as error:
-            raise _failed("find", unit, error) from error

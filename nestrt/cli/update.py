@@ -96,7 +96,8 @@ def locked(container: Container) -> int:
     try:
         return containers.lock(container.directory, PATIENCE)
     except FileNotFoundError as error:
-        raise NotFound("find", f"container {container.id}", "container does not exist", "nestrt list shows all") from error
+        obj = f"container {container.id}"
+        raise NotFound("find", obj, "container does not exist", "nestrt list shows all") from error
     except BlockingIOError:
         reason = "it is being created, updated or removed"
         raise StateError("update", f"container {container.id}", reason, "try again") from None

@@ -14,20 +14,9 @@ from nestrt.kernel.libc import SYS_keyctl, check, libc, syscall
 PR_SET_PDEATHSIG = 1
 PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
-PR_GET_KEEPCAPS = 7
 PR_SET_KEEPCAPS = 8
-PR_SET_NAME = 15
-PR_GET_SECUREBITS = 27
-PR_SET_SECUREBITS = 28
-PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_GET_NO_NEW_PRIVS = 39
-
-# include/uapi/linux/securebits.h; each has its lock one bit higher.
-SECBIT_NOROOT = 1 << 0
-SECBIT_NO_SETUID_FIXUP = 1 << 2
-SECBIT_KEEP_CAPS = 1 << 4
-SECBIT_NO_CAP_AMBIENT_RAISE = 1 << 6
 
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
@@ -45,15 +34,6 @@ def set_no_new_privs() -> None:
 
 def no_new_privs() -> bool:
     return prctl(PR_GET_NO_NEW_PRIVS) == 1
-
-
-def set_securebits(bits: int) -> None:
-    """Set the SECBIT_ flags, capabilities(7); EPERM without CAP_SETPCAP or against a lock."""
-    prctl(PR_SET_SECUREBITS, bits, obj="securebits")
-
-
-def securebits() -> int:
-    return prctl(PR_GET_SECUREBITS)
 
 
 def set_keep_capabilities(keep: bool) -> None:
@@ -77,17 +57,6 @@ def set_parent_death_signal(signal: int) -> None:
     Cleared by a change of user or capabilities, and by fork(2).
     """
     prctl(PR_SET_PDEATHSIG, signal, obj="parent death signal")
-
-
-def set_child_subreaper(reap: bool) -> None:
-    """Whether orphans among this process's descendants become its children."""
-    prctl(PR_SET_CHILD_SUBREAPER, int(reap), obj="child subreaper")
-
-
-def set_name(name: str) -> None:
-    """Set the thread's name as ps(1) shows it: the first 15 bytes."""
-    text = ctypes.create_string_buffer(name.encode()[:15])
-    prctl(PR_SET_NAME, ctypes.addressof(text), obj=name)
 
 
 def new_session_keyring(name: str = "") -> bool:

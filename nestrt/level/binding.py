@@ -20,7 +20,7 @@ from nestrt.level.annotations import FIELDS, POLICY, PROFILES, from_annotations,
 from nestrt.level.bound import BOUNDED, DEFAULT_BOUND, FREE, clamp, excesses, smaller
 from nestrt.level.limits import Limits
 from nestrt.level.policy import Policy
-from nestrt.level.units import shown
+from nestrt.level.units import clean, shown
 from nestrt.level.values import TEXT_LIMIT, suggestion
 from nestrt.record import record
 
@@ -141,17 +141,6 @@ def glob(pattern: str, text: str) -> bool:
     return not pattern[mark:].strip("*")
 
 
-def _plain_path(path: str) -> str:
-    """*path* from / and without ``.``, ``..`` and empty parts: /a/../b is below /b."""
-    parts: list[str] = []
-    for part in path.split("/"):
-        if part == "..":
-            del parts[-1:]
-        elif part not in ("", "."):
-            parts.append(part)
-    return "/" + "/".join(parts)
-
-
 def cgroup_path(text: str) -> str:
     """A ``cgroupsPath`` as a path from the root; ``slice:prefix:name`` as systemd places that scope.
 
@@ -159,7 +148,7 @@ def cgroup_path(text: str) -> str:
     """
     parts = text.split(":")
     if len(parts) != 3 or "/" in text:
-        return _plain_path(text)
+        return clean(text)
     slices, name = [], ""
     for word in parts[0].removesuffix(".slice").split("-"):
         if word:
@@ -177,7 +166,7 @@ def matches(match: Match, annotations: Mapping[str, str], bundle: Bundle) -> boo
         path = cgroup_path(bundle.cgroup) if bundle.cgroup and len(bundle.cgroup) <= TEXT_LIMIT else ""
         if not any(glob(pattern, path) for pattern in match.cgroup):
             return False
-    if match.bundle and not any(glob(pattern, _plain_path(bundle.bundle)) for pattern in match.bundle):
+    if match.bundle and not any(glob(pattern, clean(bundle.bundle)) for pattern in match.bundle):
         return False
     if match.user and not any(low <= user <= high for low, high in match.user for user in bundle.users):
         return False

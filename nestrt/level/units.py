@@ -26,6 +26,17 @@ def shown(text: object) -> str:
     return f'"{value}"' if len(value) <= 60 else f'"{value[:57]}..."'
 
 
+def clean(path: str) -> str:
+    """*path* as an absolute one without ``.``, ``..`` and doubled slashes, by its text alone: /a/../b is /b."""
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/" + "/".join(parts)
+
+
 def digits(text: str) -> int | None:
     """The number that *text* spells in at most 19 ASCII digits, or None."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 19 else None

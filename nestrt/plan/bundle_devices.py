@@ -7,6 +7,7 @@ runtime-linux.md, "Dev symbolic links".
 from __future__ import annotations
 
 from nestrt.errors import InputError
+from nestrt.level.units import clean
 from nestrt.plan import mount_steps as do
 
 TYPE_CHECKING = False
@@ -29,17 +30,6 @@ LINKS = (
     ("/dev/stdout", "/proc/self/fd/1"),
     ("/dev/stderr", "/proc/self/fd/2"),
 )
-
-
-def clean(path: str) -> str:
-    """*path* as an absolute one without ``.``, ``..`` and doubled slashes, by its text alone."""
-    parts: list[str] = []
-    for part in path.split("/"):
-        if part == "..":
-            del parts[-1:]
-        elif part not in ("", "."):
-            parts.append(part)
-    return "/" + "/".join(parts)
 
 
 def _node(name: str, device: Device, bound: bool) -> tuple[list[Step], do.MakeNode]:

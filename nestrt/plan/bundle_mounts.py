@@ -23,9 +23,10 @@ where it is silent are runc's (libcontainer/rootfs_linux.go).
 from __future__ import annotations
 
 from nestrt.errors import InputError
+from nestrt.level.units import clean
 from nestrt.plan import mount_steps as do
 from nestrt.plan.bundle_cgroups import cgroup_steps
-from nestrt.plan.bundle_devices import clean, device_steps
+from nestrt.plan.bundle_devices import device_steps
 from nestrt.plan.guest_steps import Bind
 from nestrt.plan.host_steps import OpenBind
 from nestrt.plan.mount_options import (

@@ -11,6 +11,7 @@ Source: criu.org, "RPC"; images/rpc.proto of CRIU, whose names and numbers stand
 from __future__ import annotations
 
 from nestrt.errors import HostError
+from nestrt.level.units import clean as clean
 from nestrt.record import record
 
 TYPE_CHECKING = False
@@ -208,17 +209,6 @@ def own_cgroups(spec: Spec, policy: bool) -> bool:
     """Whether the container has a cgroup namespace that is made for it; a *policy* gives it one."""
     entry = spec.namespace("cgroup")
     return policy or (entry is not None and not entry.path)
-
-
-def clean(path: str) -> str:
-    """*path* without ``.``, ``..`` and double slashes, absolute."""
-    parts: list[str] = []
-    for part in path.split("/"):
-        if part == "..":
-            parts = parts[:-1]
-        elif part not in ("", "."):
-            parts.append(part)
-    return "/" + "/".join(parts)
 
 
 def cgroup_targets(spec: Spec, hierarchies: tuple[Hierarchy, ...], group: str) -> dict[str, str]:

@@ -82,7 +82,7 @@ def _least(pairs: Iterable[Pair]) -> int:
 
 
 def _lowered(pair: Pair, goal: Pair, cap: int) -> Pair:
-    """A pair of at most *cap* with no more quota and no shorter period than *pair*; on the way to *goal* if it can be."""
+    """A pair of at most *cap* with no more quota and no shorter period than *pair*; one on the way to *goal* first."""
     quota, period = pair
     if quota < 0 or ratio(quota, period) <= cap:
         return pair

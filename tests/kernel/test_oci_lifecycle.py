@@ -42,7 +42,6 @@ def told(result: Any, text: str, rc: int | None = None) -> None:
 
 
 # Each verb in each state. The parked first process has the container's groups and the pid of the state file.
-@pytest.mark.slow_on_vm(False)
 def test_from_create_to_delete(bundle: Bundle, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     assert bundle.shell("sleep 600 & wait").create("--pid-file", str(pid_file)).ok().out == ""

@@ -15,13 +15,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nestrt.kernel import bpf
+from nestrt.act import containers
+from nestrt.act.update import Update
+from nestrt.errors import KernelError
+from nestrt.kernel import bpf, cgroup
+from nestrt.oci.resources import Cpu, DeviceRule, Resources
+from nestrt.plan.update_quota import ratio
+from nestrt.probe.facts import read_hierarchies
 from support.byhand import CALL, ByHand, container, enter, make_group
 from support.hostside import Hierarchy, has_v1, hierarchy_of, v2_hierarchy
 from support.need import SLOW, require
@@ -264,6 +272,90 @@ def test_less_quota_than_a_child_group_has(guest: ByHand) -> None:
     assert value("cpu", root, "cpu.cfs_quota_us", "cpu.max").split()[0] in ("-1", "max")
 
 
+def pairs(one: ByHand) -> dict[str, tuple[int, int]]:
+    """Quota and period of every group of the container (v1)."""
+    top = tree("cpu").group(one.cgroup)
+    found = {}
+    for path in (top, *sorted(path for path in top.rglob("*") if path.is_dir())):
+        texts = [(path / f"cpu.cfs_{word}_us").read_text() for word in ("quota", "period")]
+        found[str(path)] = (int(texts[0]), int(texts[1]))
+    return found
+
+
+def watched(one: ByHand, monkeypatch: pytest.MonkeyPatch, stop: int = 0) -> list[dict[str, tuple[int, int]]]:
+    """What pairs() says after each write to the groups, from now on. The *stop*-th is refused (EBUSY)."""
+    seen = [pairs(one)]
+    write = cgroup.write
+
+    def looking(path: str, value: str) -> None:
+        if len(seen) == stop:
+            seen.append(seen[-1])
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        write(path, value)
+        seen.append(pairs(one))
+
+    monkeypatch.setattr(cgroup, "write", looking)
+    return seen
+
+
+@pytest.mark.v1
+@pytest.mark.parametrize("which", ["guest", "plain"])
+def test_no_more_cpu_than_before_and_after_at_any_write(
+    request: pytest.FixtureRequest, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """50 % in another period, with a child that has 50 %; then any write is refused, and all goes back."""
+    require("cgroup-v1", None if has_v1("cpu") else "cpu is not on v1")
+    one: ByHand = request.getfixturevalue(which)
+    web = one.cgroup + ("/guest/web" if one.virtualized else "/web")
+    make_group(web, "cpu")
+    ok(one, "--cpu-quota", "50000", "--cpu-period", "100000")
+    write("cpu", web, "cpu.cfs_quota_us", "", "50000")
+
+    def update_to(quota: int, period: int) -> None:
+        made = containers.load(str(one.state), one.id)
+        Update(made, read_hierarchies(), Resources(), Resources(cpu=Cpu(quota=quota, period=period))).carry_out()
+
+    def no_more_than(*most: dict[str, tuple[int, int]]) -> None:
+        for moment in seen:
+            for path, pair in moment.items():
+                assert ratio(*pair) <= max(ratio(*state[path]) for state in most), (path, seen)
+
+    before = pairs(one)
+    for quota, period in ((10_000, 20_000), (50_000, 100_000), (500_000, 1_000_000), (50_000, 100_000)):
+        with monkeypatch.context() as patch:
+            seen = watched(one, patch)
+            update_to(quota, period)
+        assert len(seen) > 4
+        no_more_than(before)
+        after = pairs(one)
+        tops = [path for path in after if not path.endswith(("/web", "/init"))]
+        assert {after[path] for path in tops} == {(quota, period)}
+        web_path = str(tree("cpu").group(web))
+        assert after[web_path] == before[web_path], "of its own choice, and within what there is"
+    count = len(seen)
+    for stop in range(1, count):
+        with monkeypatch.context() as patch:
+            seen = watched(one, patch, stop)
+            with suppress(KernelError):  # where it is not tried once more, with the container frozen
+                update_to(10_000, 20_000)
+        no_more_than(before)
+        if pairs(one) != before:
+            update_to(50_000, 100_000)
+        assert pairs(one) == before
+
+
+def test_more_burst_with_more_quota(guest: ByHand) -> None:
+    hierarchy = tree("cpu")
+    file = hierarchy.group(guest.cgroup) / ("cpu.cfs_burst_us" if hierarchy.version == 1 else "cpu.max.burst")
+    require("cpu burst", None if file.exists() else "before Linux 5.14")
+    ok(guest, "--cpu-quota", "20000", "--cpu-period", "100000", "--cpu-burst", "15000")
+    ok(guest, "--cpu-quota", "50000", "--cpu-burst", "40000")
+    assert file.read_text().strip() == "40000"
+    if hierarchy.version == 1:
+        ok(guest, "--cpu-quota", "30000")
+        assert file.read_text().strip() == "30000", "the kernel has no burst above the quota"
+
+
 def test_the_stamp_and_the_mark_follow(guest: ByHand) -> None:
     primary = v2_hierarchy() or tree("memory")
     root, top = primary.group(guest.cgroup + "/guest"), primary.group(guest.cgroup)
@@ -359,3 +451,178 @@ def test_all_devices_cannot_be_taken_from_a_v1_guest_that_has_groups(guest: ByHa
     line = refused(guest, "--resources", "-", given=json.dumps({"devices": [EVERYTHING_DENIED], "pids": {"limit": 9}}))
     assert "linux.resources.devices" in line
     assert value("pids", guest.cgroup, "pids.max", "pids.max") == "max", "nothing else was changed"
+
+
+def lines(one: ByHand, suffix: str = "") -> set[str]:
+    return set((tree("devices").group(one.cgroup + suffix) / "devices.list").read_text().splitlines())
+
+@pytest.mark.v1
+@pytest.mark.parametrize("below", [False, True])
+def test_device_rules_that_are_refused_take_nothing_away(
+    request: pytest.FixtureRequest, below: bool
+) -> None:
+    """A block device is asked for, beside less than the container has, and the group above has none::
+
+        /nestrt-test-above-PID          every character device
+                           └ in         c 10:229                limit group
+                              └ guest                           with below=True
+                                 ├ init
+                                 └ web
+    """
+    require("cgroup-v1", None if has_v1("devices") else "devices is not on v1")
+    above = f"/nestrt-test-above-{os.getpid()}"
+    hierarchy = tree("devices")
+    one: ByHand = request.getfixturevalue("guest" if below else "plain")
+    narrow = hierarchy.group(above)
+    narrow.mkdir()
+    inner = above + "/in"
+    suffixes = ["", "/guest", "/guest/init", "/guest/web"] if below else [""]
+    try:
+        (narrow / "devices.deny").write_text("a")
+        for line in ("c *:* rwm", "b *:* m"):
+            (narrow / "devices.allow").write_text(line)
+        moved = ByHand(one.state, one.id, inner, one.process, one.virtualized)
+        for suffix in suffixes:
+            hierarchy.group(inner + suffix).mkdir()
+            if not suffix:
+                (hierarchy.group(inner) / "devices.deny").write_text("c *:* rwm")
+                for line in ("c *:* m", "c 10:229 rwm", "c 1:3 rwm"):
+                    (hierarchy.group(inner) / "devices.allow").write_text(line)
+        (hierarchy.group(inner + suffixes[2 if below else 0]) / "cgroup.procs").write_text(str(one.pid))
+        state = one.state / one.id / "state.json"
+        document = one.document()
+        state.write_text(json.dumps({**document, "cgroup": inner}))
+        before = [lines(moved, suffix) for suffix in suffixes]
+        assert "c 10:229 rwm" in before[-1]
+        asked = [EVERYTHING_DENIED, {"allow": True, "type": "b", "major": 7, "minor": 0, "access": "rwm"}]
+        line = refused(one, "-r", "-", given=json.dumps({"devices": asked}))
+        assert "linux.resources.devices" in line
+        assert [lines(moved, suffix) for suffix in suffixes] == before
+        ok(one, "-r", "-", given=json.dumps({"devices": [EVERYTHING_DENIED]}))
+        assert all("c 10:229 rwm" not in lines(moved, suffix) for suffix in suffixes)
+        state.write_text(json.dumps(document))
+    finally:
+        home = hierarchy.group(one.cgroup + ("/guest/init" if below else ""))
+        (home / "cgroup.procs").write_text(str(one.pid))
+        for suffix in reversed(suffixes):
+            if hierarchy.group(inner + suffix).exists():
+                hierarchy.group(inner + suffix).rmdir()
+        narrow.rmdir()
+
+
+# Two at a time
+
+
+def at_the_lock(one: ByHand, process: subprocess.Popen[str]) -> None:
+    """Wait until *process* has the container's directory open, which another has locked."""
+    end = time.monotonic() + 20 * SLOW
+    directory = str(one.state / one.id)
+    while time.monotonic() < end and process.poll() is None:
+        for fd in Path(f"/proc/{process.pid}/fd").iterdir():
+            try:
+                if os.readlink(fd) == directory and int(fd.name) > 2:
+                    return
+            except OSError:
+                continue
+        time.sleep(0.001)
+    process.kill()
+    pytest.fail(f"it does not wait for the lock: {process.communicate()}")
+
+
+def meanwhile(one: ByHand, change: Callable[[], None], *words: str) -> tuple[int, str]:
+    """The status and the error of an update while which another, who has the container's lock, does *change*."""
+    lock = containers.lock(str(one.state / one.id))
+    try:
+        argv = [sys.executable, "-c", CALL, *one.words, "update", *words, one.id]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        at_the_lock(one, process)
+        change()
+    finally:
+        os.close(lock)
+    _, error = process.communicate(timeout=30 * SLOW)
+    return process.returncode, error
+
+
+def test_two_updates_keep_what_each_has_set(plain: ByHand) -> None:
+    file = plain.state / plain.id / "state.json"
+
+    def other() -> None:
+        file.write_text(json.dumps({**plain.document(), "resources": {"pids": {"limit": 44}}}))
+
+    assert meanwhile(plain, other, "--memory", "64M") == (0, "")
+    assert plain.document()["resources"] == {"pids": {"limit": 44}, "memory": {"limit": 64 * MIB}}
+
+
+def test_an_update_beside_delete_and_create(plain: ByHand) -> None:
+    """The state of the container that is gone is not written over that of the next one of this name."""
+    directory = plain.state / plain.id
+    config, document = (directory / "config.json").read_text(), plain.document()
+
+    def delete() -> None:
+        for file in directory.iterdir():
+            file.unlink()
+        directory.rmdir()
+
+    def delete_and_create() -> None:
+        delete()
+        directory.mkdir()
+        (directory / "config.json").write_text(config)
+        (directory / "state.json").write_text(json.dumps({**document, "bundle": "/another"}))
+
+    for change in (delete_and_create, delete):
+        status, error = meanwhile(plain, change, "--pids-limit", "40")
+        assert status != 0
+        assert "container does not exist" in error
+        if directory.exists():
+            assert plain.document() == {**document, "bundle": "/another"}
+    assert not directory.exists()
+    assert value("pids", plain.cgroup, "pids.max", "pids.max") == "max"
+
+
+def test_a_state_that_cannot_be_kept_changes_nothing(plain: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when the state file is written."""
+    from nestrt.cli import update as verb
+
+    made = containers.load(str(plain.state), plain.id)
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), made.directory)
+
+    monkeypatch.setattr(made, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        verb.apply(made, Resources(pids=40, cpu=Cpu(quota=20_000), devices=(DeviceRule(False),)))
+    assert may(plain.cgroup, "/dev/kmsg")
+    if has_v1("devices"):
+        assert lines(plain) == {"a *:* rwm"}
+    assert value("pids", plain.cgroup, "pids.max", "pids.max") == "max"
+    assert value("cpu", plain.cgroup, "cpu.cfs_quota_us", "cpu.max").split()[0] in ("-1", "max")
+
+
+def test_a_device_program_goes_back(plain: ByHand) -> None:
+    """The first, which nothing was there for, and another in its place."""
+    hierarchy = v2_hierarchy()
+    require("cgroup-v2", None if hierarchy else "no v2 tree")
+    assert hierarchy is not None
+    group = str(hierarchy.group(plain.cgroup))
+    made = containers.load(str(plain.state), plain.id)
+    v2 = tuple(h for h in read_hierarchies() if h.version == 2)
+
+    def update_to(*rules: DeviceRule) -> Update:
+        change = Update(made, v2, Resources(), Resources())
+        change.carry_out(rules)
+        return change
+
+    change = update_to(DeviceRule(True))
+    assert len(bpf.query(group)) == 1
+    change.back()
+    assert bpf.query(group) == ()
+    update_to(DeviceRule(True)).close()
+    first = bpf.query(group)
+    change = update_to(DeviceRule(False))
+    second = bpf.query(group)
+    assert len(second) == 1
+    assert second != first
+    change.back()
+    change.close()
+    assert bpf.query(group) == first
+    assert made.document["deviceProgram"] == first[0]

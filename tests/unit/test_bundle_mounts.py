@@ -9,7 +9,6 @@ import pytest
 from nestrt.errors import HostError, InputError
 from nestrt.oci.model import Device, Mount, Namespace, Spec
 from nestrt.plan import mount_steps as do
-from nestrt.plan.bundle_devices import clean
 from nestrt.plan.bundle_mounts import BundleMounts, Context, bundle_mounts
 from nestrt.plan.facts import Hierarchy
 from nestrt.plan.guest_steps import Bind, Link, MountNew
@@ -34,10 +33,6 @@ def made(*mounts: Mount, kinds: tuple[str, ...] = ("mount",), context: Any = (),
 
 def of(kind: type[Any], steps: tuple[Any, ...]) -> list[Any]:
     return [step for step in steps if isinstance(step, kind)]
-
-
-def test_clean() -> None:
-    assert [clean(path) for path in ("/a//b/./c/", "a/../../b", "/", "", "/..")] == ["/a/b/c", "/b", "/", "/", "/"]
 
 
 # The order of the document is the order of the mounts; devices come after, and /dev is locked at the very end.

@@ -203,3 +203,8 @@ def test_parsers_raise_nothing_else_and_in_one_line(text: str, parser: Callable[
     except InputError as error:
         message = str(error)
     assert not message or message.isprintable()
+
+
+def test_a_clean_path_is_absolute_and_has_no_way_up() -> None:
+    paths = ("/a//b/./c/", "a/../../b", "/", "", "/..")
+    assert [units.clean(path) for path in paths] == ["/a/b/c", "/b", "/", "/", "/"]

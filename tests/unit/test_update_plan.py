@@ -11,19 +11,24 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import pytest
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from nestrt import jsontext
 from nestrt.act.update import former
 from nestrt.cli.update import from_flags, size
 from nestrt.controllers import oci_devices
+from nestrt.errors import InputError
 from nestrt.level.limits import from_mark
 from nestrt.oci.document import load_resources
 from nestrt.oci.resources import Cpu, DeviceRule, Memory, Resources
-from nestrt.plan.update import as_json, cpuset_moves, marked, quota_moves, ratio, taken_back
-from nestrt.plan.update_devices import v1_changes
+from nestrt.plan.facts import Hierarchy
+from nestrt.plan.update import as_json, cpuset_moves, marked, taken_back, writes
+from nestrt.plan.update_devices import ALL, v1_begins_anew, v1_changes, v1_former, v1_more
+from nestrt.plan.update_quota import BURST, LEAST, LONGEST, QUOTA, check, final_pairs, quota_writes, ratio
 
+Pairs = dict[str, tuple[int, int]]
 PATHS = ("/L", "/L/guest", "/L/guest/init", "/L/guest/web", "/L/guest/web/deep")
 CPUS = st.frozensets(st.integers(0, 5), min_size=1)
 NONE: frozenset[int] = frozenset()
@@ -78,31 +83,89 @@ def test_cpusets_are_never_wider_than_old_and_new_where_they_meet() -> None:
 
 
 QUOTAS = st.tuples(
-    st.sampled_from([-1, 1000, 5000, 20_000, 50_000, 100_000, 400_000]), st.sampled_from([1000, 100_000])
+    st.one_of(
+        st.sampled_from([-1, LEAST, 5000, 10_000, 20_000, 50_000, 100_000, 400_000]), st.integers(LEAST, 2_000_000)
+    ),
+    st.one_of(st.sampled_from([LEAST, 20_000, 100_000, LONGEST]), st.integers(LEAST, LONGEST)),
 )
+TREE = ("/L", "/L/guest", "/L/guest/web", "/L/guest/web/deep", "/L/guest/db")
 
 
-@given(st.tuples(QUOTAS, QUOTAS, QUOTAS, QUOTAS), QUOTAS)
-def test_quotas_stay_within_their_parents(drawn: tuple[tuple[int, int], ...], target: tuple[int, int]) -> None:
-    def holds(tree: dict[str, tuple[int, int]]) -> bool:
-        """tg_cfs_schedulable_down(): a quota within that of the nearest group above that has one."""
-        above: dict[str, int] = {"": ratio(-1, 1)}
-        for path, pair in tree.items():
-            share, most = ratio(*pair), above[parent(path)]
-            if pair[0] >= 0 and share > most:
-                return False
-            above[path] = min(share, most)
-        return True
+def shares(tree: Pairs) -> dict[str, int] | None:
+    """What every group has of a CPU, None where the kernel would not have it so: tg_cfs_schedulable_down(),
+    kernel/sched/core.c, wants a quota within that of the nearest group above that has one."""
+    found = {"": ratio(-1, 1)}
+    for path, pair in tree.items():
+        share, most = ratio(*pair), found[parent(path)]
+        if pair[0] >= 0 and share > most:
+            return None
+        found[path] = min(share, most)
+    return found
 
-    tree = dict(zip(("/L", "/L/guest", "/L/guest/web", "/L/guest/web/deep"), drawn, strict=True))
-    if not holds(tree):
-        return
-    groups = [(path, *pair) for path, pair in tree.items()]
-    for path, quota, period in quota_moves(groups, *target, "/L/guest"):
-        tree[path] = (quota, period)
-        assert holds(tree), (path, quota, period, tree)
-        assert quota == -1 or quota >= 1000
-    assert tree["/L"] == tree["/L/guest"] == target
+
+def replayed(before: Pairs, final: Pairs) -> int:
+    """How many writes it takes from *before* to *final*; after each of them, whoever is killed there leaves
+    a tree that the kernel takes, and in which no group has more than before or in the end."""
+    tree, had, gets = dict(before), shares(before), shares(final)
+    assert had is not None
+    assert gets is not None
+    order = quota_writes(before, final)
+    for path, file, value in order:
+        tree[path] = (value, tree[path][1]) if file == QUOTA else (tree[path][0], value)
+        assert check(*tree[path]) == tree[path]
+        has = shares(tree)
+        assert has is not None, (path, file, value, tree)
+        for group, pair in tree.items():
+            assert has[group] <= max(had[group], gets[group]), (path, file, value, tree)
+            assert ratio(*pair) <= max(ratio(*before[group]), ratio(*final[group])), (path, file, value, tree)
+    assert tree == final
+    return len(order)
+
+
+HALF = (50_000, 100_000)
+
+
+@given(st.tuples(QUOTAS, QUOTAS, QUOTAS, QUOTAS, QUOTAS), QUOTAS)
+@example((HALF, HALF, HALF, HALF, (-1, 100_000)), (10_000, 20_000))
+@example(((10_000, 20_000), (10_000, 20_000), (10_000, 20_000), (1000, 2000), (-1, 100_000)), HALF)
+@example((HALF, HALF, (-1, 100_000), (1000, LONGEST), (500_000, LONGEST)), (-1, 20_000))
+def test_no_group_has_more_than_old_and_new_at_any_write(
+    drawn: tuple[tuple[int, int], ...], target: tuple[int, int]
+) -> None:
+    # What does not fit is no tree: each has at most what is above it.
+    tree = final_pairs(dict(zip(TREE, drawn, strict=True)), {})
+    assume(all(quota >= LEAST or quota == -1 for quota, _ in tree.values()))
+    final = final_pairs(tree, {"/L": target, "/L/guest": target})
+    assert final["/L"] == final["/L/guest"] == target
+    replayed(tree, final)
+    # Nothing remains of the steps in between: the way back is as good.
+    replayed(final, tree)
+
+
+def test_a_half_of_a_cpu_with_a_child_that_has_all_of_it() -> None:
+    """50 % to 50 %: a fifth of the period alone would be 250 %, and a fifth of the quota less than the child has."""
+    tree = {"/L": HALF, "/L/web": HALF}
+    final = final_pairs(tree, {"/L": (10_000, 20_000)})
+    assert final == {"/L": (10_000, 20_000), "/L/web": HALF}
+    assert replayed(tree, final) == 4, "the child down, quota, period, the child up"
+    assert quota_writes(tree, final)[1:3] == [("/L", QUOTA, 10_000), ("/L", "cpu.cfs_period_us", 20_000)]
+    assert quota_writes(tree, tree) == []
+
+
+@pytest.mark.parametrize("pair", [(1, 50_000), (50_000, 999), (50_000, 1_000_001), (0, 100_000), (1 << 44, 100_000)])
+def test_pairs_that_no_kernel_takes(pair: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=r"linux\.resources\.cpu\."):
+        check(*pair)
+    assert check(-5, LONGEST) == (-1, LONGEST)
+
+
+def test_a_burst_is_written_after_the_quota_that_it_needs() -> None:
+    files = {QUOTA: "20000", "cpu.cfs_period_us": "100000", BURST: "0", "cpu.rt_period_us": ""}
+    new = Resources(cpu=Cpu(quota=50_000, burst=40_000, shares=5))
+    found = writes(Hierarchy("cpu", 1, ("cpu",), "cpu", "/c"), Resources(), new, files.__getitem__, None)
+    assert [s.file for s in found.plain] == ["cpu.shares"]
+    assert found.quota == (50_000, None)
+    assert [(s.file, s.value) for s in found.late] == [(BURST, "40000")]
 
 
 def test_what_is_kept_reads_back() -> None:
@@ -172,3 +235,20 @@ def test_v1_device_lines() -> None:
     assert v1_changes(text + "\nc 1:11 rwm", rules) == ([], ["c 1:11 w"])
     assert v1_changes(text + "\nb 8:0 rwm", usual) == ([], ["b 8:0 rwm"])
     assert v1_changes("a *:* rwm", (DeviceRule(ALLOW),)) == ([], [])
+
+
+def test_v1_device_lines_the_way_back() -> None:
+    listed = oci_devices.with_defaults((DeviceRule(DENY),))
+    but_one = (DeviceRule(ALLOW), DeviceRule(DENY, "c", 10, 100, "rwm"))
+    assert v1_more("c 10:100 rwm\nc 1:3 rw", "c 10:100 r") == ["c 10:100 wm", "c 1:3 rw"]
+    # Line by line wherever lines can say it: at no moment is there less than in the end.
+    assert not v1_begins_anew("c 10:100 rwm", listed)
+    assert v1_begins_anew(ALL, listed)
+    assert v1_begins_anew("c 10:100 rwm", but_one)
+    assert v1_begins_anew("c 10:100 rwm", (DeviceRule(ALLOW),))
+    assert v1_former("c 10:100 rwm\nc 1:3 rw", but_one) == [
+        ("devices.deny", "a"), ("devices.allow", "c 10:100 rwm"), ("devices.allow", "c 1:3 rw"),
+    ]  # fmt: skip
+    # All but one looks like all, and is not to become all.
+    assert v1_former(ALL, but_one) == [("devices.allow", "a"), ("devices.deny", "c 10:100 rwm")]
+    assert v1_former(ALL, listed) == [("devices.allow", "a")]
