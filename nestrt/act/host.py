@@ -118,6 +118,10 @@ def _enable(launcher: Launcher, step: do.EnableControllers) -> None:
     except OSError as error:
         if error.errno in (errno.EBUSY, errno.EACCES, errno.EROFS) and not step.lenient:
             raise
+        if error.errno == errno.EBUSY:
+            # Processes stand there. One by one the kernel would take cpu and pids, by which the group becomes
+            # "domain threaded" and no child of it takes a process (cgroup-v2.rst, "Threads").
+            return
         # One that cannot be had (cpu beside realtime processes, say) takes the others with it.
         for name in missing:
             try:

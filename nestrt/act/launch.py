@@ -151,7 +151,9 @@ def explain(step: Step, error: OSError) -> NestrtError:
             f"set {step.field} to {step.value!r}:",
             step.hierarchy.path(step.group, step.file),
             number,
-            "ask for a value that the kernel and the parent group allow",
+            "the kernel has no such file, or processes stand in a group above, which can give no controllers then"
+            if number == errno.ENOENT and step.hierarchy.version == 2
+            else "ask for a value that the kernel and the parent group allow",
         )
     if isinstance(step, do.SetFile) and number in (errno.EINVAL, errno.ERANGE, errno.ENODEV):
         return KernelError(

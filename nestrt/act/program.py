@@ -181,7 +181,13 @@ def close_on_exec(first: int) -> None:
 
 def execute(guest: Guest, step: do.Execute) -> None:
     environment = dict(step.environment)
-    program = find_program(step.command[0], environment.get("PATH", ""))
+    name, path = step.command[0], environment.get("PATH", "")
+    if "/" not in name:
+        # A shell's 126 for one that is there and cannot be executed; Go's os/exec, whose words engines know, has no such.
+        found = [place for directory in path.split(":") if os.path.isfile(place := f"{directory or '.'}/{name}")]
+        if found and not any(map(_may_execute, found)):
+            raise _not_run(name, "permission denied", f"make {found[0]} executable (chmod +x)", 126)
+    program = find_program(name, path)
     ready_to_execute(guest, 3)
     trampoline.become(program, step.command, environment, guest.channel.fd)
 

@@ -168,7 +168,7 @@ def test_programs(
             ("../../usr/bin/id", NOT_THERE, ["../../usr/bin/id"]),
             ("lost", NOT_THERE, ["lost", "interpreter"]),
             ("plain", NOT_EXECUTABLE, ["plain", "chmod +x"]),
-            ("/bin", NOT_EXECUTABLE, ["/bin", "chmod +x"]),
+            ("/bin", NOT_EXECUTABLE, ["/bin", "directory"]),
             ("nothing", NOT_EXECUTABLE, ["nothing"]),
             ("", NOT_THERE, ["program"]),
         )
@@ -243,9 +243,9 @@ def test_without_root(nestrt: Nestrt, new_guest: Callable[[], str], busybox: Pat
 # Other commands: their own statuses, one line each.
 def test_other_commands(nestrt: Nestrt) -> None:
     for args, status, words in (
-        (("delete", "nestrt-t-absent"), 3, ["guest nestrt-t-absent", "nestrt ls"]),
-        (("delete", "../x"), 2, ["guest name", "letters"]),
-        (("delete",), 2, ["no name is given"]),
+        (("delete", "nestrt-t-absent"), 3, ["nestrt-t-absent: container does not exist", "nestrt list"]),
+        (("delete", "../x"), 1, ["container ID", "letters"]),
+        (("delete",), 1, ["no id is given"]),
         (("show", "nestrt-t-absent"), 3, ["nestrt-t-absent"]),
         (("gc", "x"), 2, ["argument x", "nestrt delete"]),
     ):

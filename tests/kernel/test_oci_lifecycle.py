@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from support.bundles import Bundle
+from support.bundles import PARENT, Bundle
 from support.hostside import hierarchies, processes
 from support.need import SLOW
 from support.runner import wait_for
@@ -638,3 +638,26 @@ def test_without_groups(bundle: Bundle) -> None:
     bundle.kill("KILL", "--all").ok()
     bundle.await_status("stopped")
     bundle.delete().ok()
+
+
+# Processes stand in the group above, which can give no controllers then. Trying does not make it "domain threaded",
+# where none of its children could have processes.
+@pytest.mark.v2
+@pytest.mark.slow_on_vm(False)
+def test_below_a_group_with_processes(bundle: Bundle) -> None:
+    above = hierarchies()[0].group(PARENT)
+    above.mkdir(exist_ok=True)
+    other = subprocess.Popen(["sleep", "600"])
+    try:
+        (above / "cgroup.procs").write_text(str(other.pid))
+        assert bundle.shell("cat /proc/self/cgroup").run().ok().out == f"0::{bundle.cgroup}\n"
+        assert (above / "cgroup.type").read_text() == "domain\n"
+        assert (above / "cgroup.subtree_control").read_text().strip() == ""
+        result = bundle.resources(pids={"limit": 9}).run()
+        assert (result.rc, len(result.err.splitlines())) == (1, 1), result
+        assert "linux.resources.pids.limit" in result.err
+        assert "processes stand in a group above" in result.err
+        assert bundle.leftovers() == []
+    finally:
+        other.kill()
+        other.wait()
