@@ -191,6 +191,7 @@ def test_a_failed_dump_changes_nothing(bundle: Bundle, image: Path, criu: str, t
 
 
 # Debian 12's CRIU on a newer kernel: said what it is, and what helps.
+@pytest.mark.v1
 def test_a_criu_too_old_for_the_kernel(bundle: Bundle, image: Path) -> None:
     said = attempt()[1]
     require("old-criu", "" if "Unexpected rt vDSO" in said else "this criu knows the vDSO of this kernel")

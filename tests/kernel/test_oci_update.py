@@ -356,6 +356,27 @@ def test_more_burst_with_more_quota(guest: ByHand) -> None:
         assert file.read_text().strip() == "30000", "the kernel has no burst above the quota"
 
 
+@pytest.mark.v1
+def test_a_burst_comes_back(guest: ByHand) -> None:
+    """50 % in a fiftieth of the period: meanwhile the child's quota has to be less than the burst it has."""
+    require("cgroup-v1", None if has_v1("cpu") else "cpu is not on v1")
+    web = tree("cpu").group(guest.cgroup) / "guest/web"
+    web.mkdir()
+    burst = web / "cpu.cfs_burst_us"
+    require("cpu burst", None if burst.exists() else "before Linux 5.14")
+    ok(guest, "--cpu-quota", "50000", "--cpu-period", "100000")
+    (web / "cpu.cfs_quota_us").write_text("50000")
+    burst.write_text("30000")
+    ok(guest, "--cpu-quota", "1000", "--cpu-period", "2000")
+    assert (web / "cpu.cfs_quota_us").read_text().strip() == "50000"
+    assert burst.read_text().strip() == "30000"
+    # What comes after the quota is refused: more burst than quota.
+    refused(guest, "--cpu-quota", "1500", "--cpu-period", "100000", "--cpu-burst", "2000")
+    assert (web / "cpu.cfs_quota_us").read_text().strip() == "50000"
+    assert burst.read_text().strip() == "30000"
+    assert set(pairs(guest).values()) == {(1000, 2000), (50_000, 100_000), (-1, 100_000)}
+
+
 def test_the_stamp_and_the_mark_follow(guest: ByHand) -> None:
     primary = v2_hierarchy() or tree("memory")
     root, top = primary.group(guest.cgroup + "/guest"), primary.group(guest.cgroup)
@@ -485,7 +506,8 @@ def test_device_rules_that_are_refused_take_nothing_away(
         for suffix in suffixes:
             hierarchy.group(inner + suffix).mkdir()
             if not suffix:
-                (hierarchy.group(inner) / "devices.deny").write_text("c *:* rwm")
+                for line in ("c *:* rwm", "b *:* m"):
+                    (hierarchy.group(inner) / "devices.deny").write_text(line)
                 for line in ("c *:* m", "c 10:229 rwm", "c 1:3 rwm"):
                     (hierarchy.group(inner) / "devices.allow").write_text(line)
         (hierarchy.group(inner + suffixes[2 if below else 0]) / "cgroup.procs").write_text(str(one.pid))
@@ -513,28 +535,47 @@ def test_device_rules_that_are_refused_take_nothing_away(
 # Two at a time
 
 
+def given_to(process: subprocess.Popen[str], fifo: Path, text: str) -> None:
+    """Write *text* into the named pipe when *process* has opened it, for which it has read the state before."""
+    end = time.monotonic() + 20 * SLOW
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            assert error.errno == errno.ENXIO
+            time.sleep(0.001)
+            continue
+        os.write(fd, text.encode())
+        os.close(fd)
+        return
+    process.kill()
+    pytest.fail(f"it does not read its limits: {process.communicate()}")
+
+
 def at_the_lock(one: ByHand, process: subprocess.Popen[str]) -> None:
     """Wait until *process* has the container's directory open, which another has locked."""
     end = time.monotonic() + 20 * SLOW
     directory = str(one.state / one.id)
-    while time.monotonic() < end and process.poll() is None:
+    while process.poll() is None and time.monotonic() < end:
         for fd in Path(f"/proc/{process.pid}/fd").iterdir():
-            try:
-                if os.readlink(fd) == directory and int(fd.name) > 2:
+            with suppress(OSError):
+                if os.readlink(fd) == directory:
                     return
-            except OSError:
-                continue
         time.sleep(0.001)
     process.kill()
     pytest.fail(f"it does not wait for the lock: {process.communicate()}")
 
 
-def meanwhile(one: ByHand, change: Callable[[], None], *words: str) -> tuple[int, str]:
+def meanwhile(one: ByHand, change: Callable[[], None], limits: dict[str, Any]) -> tuple[int, str]:
     """The status and the error of an update while which another, who has the container's lock, does *change*."""
+    fifo = one.state / "limits"
+    fifo.unlink(missing_ok=True)
+    os.mkfifo(fifo)
     lock = containers.lock(str(one.state / one.id))
     try:
-        argv = [sys.executable, "-c", CALL, *one.words, "update", *words, one.id]
+        argv = [sys.executable, "-c", CALL, *one.words, "update", "-r", str(fifo), one.id]
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        given_to(process, fifo, json.dumps(limits))
         at_the_lock(one, process)
         change()
     finally:
@@ -549,7 +590,7 @@ def test_two_updates_keep_what_each_has_set(plain: ByHand) -> None:
     def other() -> None:
         file.write_text(json.dumps({**plain.document(), "resources": {"pids": {"limit": 44}}}))
 
-    assert meanwhile(plain, other, "--memory", "64M") == (0, "")
+    assert meanwhile(plain, other, {"memory": {"limit": 64 * MIB}}) == (0, "")
     assert plain.document()["resources"] == {"pids": {"limit": 44}, "memory": {"limit": 64 * MIB}}
 
 
@@ -570,7 +611,7 @@ def test_an_update_beside_delete_and_create(plain: ByHand) -> None:
         (directory / "state.json").write_text(json.dumps({**document, "bundle": "/another"}))
 
     for change in (delete_and_create, delete):
-        status, error = meanwhile(plain, change, "--pids-limit", "40")
+        status, error = meanwhile(plain, change, {"pids": {"limit": 40}})
         assert status != 0
         assert "container does not exist" in error
         if directory.exists():
