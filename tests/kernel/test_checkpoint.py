@@ -32,6 +32,9 @@ from support.hostside import group_file, has_v1, processes
 from support.need import require
 from support.runner import wait_for
 
+# What depends on the host's kind is marked with False.
+pytestmark = pytest.mark.slow_on_vm
+
 NewBundle = Callable[..., Bundle]
 # Standard input and output are no files of the test's: CRIU would want them again.
 QUIET = "exec </dev/null >/dev/null 2>&1; "
@@ -104,6 +107,7 @@ def in_pids(group: str) -> list[str]:
 
 
 # Without a policy: as under runc. It ends with the dump, and goes on where it was, with the new pid in the state.
+@pytest.mark.slow_on_vm(False)
 def test_a_container_goes_on_where_it_was(bundle: Bundle, image: Path, criu: str, tmp_path: Path) -> None:
     by(bundle, criu).up(COUNT)
     wait_for(lambda: count(bundle) > 2, "it to count")
@@ -120,6 +124,7 @@ def test_a_container_goes_on_where_it_was(bundle: Bundle, image: Path, criu: str
 
 
 # The guest's tree, values and members too, below the limit group of another bundle; the view is locked as before.
+@pytest.mark.slow_on_vm(False)
 def test_the_guests_groups_come_along(new_bundle: NewBundle, criu: str) -> None:
     first = by(new_bundle(), criu).virtual().resources(pids={"limit": 100})
     image = first.path / "image"
@@ -405,6 +410,7 @@ def test_to_other_groups(new_bundle: NewBundle, criu: str, kind: str) -> None:
 
 
 # CRIU cannot save what the guest has frozen, and would wait for it for ever: said at once.
+@pytest.mark.slow_on_vm(False)
 def test_what_the_guest_has_frozen(bundle: Bundle, image: Path) -> None:
     by(bundle, "/bin/false").virtual().up(COUNT)
     v1 = has_v1("freezer")
@@ -417,6 +423,7 @@ def test_what_the_guest_has_frozen(bundle: Bundle, image: Path) -> None:
 
 
 # A paused container stays so where it lives on, and goes on where it is restored.
+@pytest.mark.slow_on_vm(False)
 def test_a_paused_container(bundle: Bundle, image: Path, criu: str) -> None:
     by(bundle, criu).virtual().up(COUNT)
     bundle.verb("pause", bundle.id).ok()
