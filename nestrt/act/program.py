@@ -183,7 +183,7 @@ def execute(guest: Guest, step: do.Execute) -> None:
     environment = dict(step.environment)
     name, path = step.command[0], environment.get("PATH", "")
     if "/" not in name:
-        # A shell's 126 for one that is there and cannot be executed; Go's os/exec, whose words engines know, has no such.
+        # A shell says 126 of one that is there and cannot be executed; Go, whose words engines know, has no such case.
         found = [place for directory in path.split(":") if os.path.isfile(place := f"{directory or '.'}/{name}")]
         if found and not any(map(_may_execute, found)):
             raise _not_run(name, "permission denied", f"make {found[0]} executable (chmod +x)", 126)

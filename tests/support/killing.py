@@ -18,7 +18,6 @@ from typing import Any
 
 import nestrt.__main__
 import nestrt.cli.launch
-from nestrt.act import guest, host
 from nestrt.act.launch import Launcher
 from support.need import SLOW
 from support.runner import Nestrt
@@ -100,8 +99,8 @@ def launch_and_kill(errors: Path, victim: str, who: str, number: int, args: list
                 os.read(go, 1)  # until the test has killed, and closed its end
 
     def body() -> int:
-        def make(plan: Any, signals: set[int], connect: Any = None, *rest: object) -> Launcher:
-            return Launcher(plan, signals, host.STEPS, guest.STEPS, connect, observe)
+        def make(plan: Any, signals: set[int], steps: Any, first: Any, connect: Any = None) -> Launcher:
+            return Launcher(plan, signals, steps, first, connect, observe)
 
         nestrt.cli.launch.Launcher = make  # type: ignore[assignment, attr-defined]
         return nestrt.__main__.main(["nestrt", "launch", *args])
