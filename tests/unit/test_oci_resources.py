@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from nestrt.controllers.base import Setting
 from nestrt.controllers.cpu import documented_weight
+from nestrt.controllers.names import expand
 from nestrt.controllers.table import (
     CONTROLLERS,
     by_name,
-    expand,
     ignored,
     missing,
     resource_settings,
