@@ -16,7 +16,7 @@ import os
 from nestrt import jsontext
 from nestrt.errors import KernelError, NestrtError, ProgramError
 from nestrt.kernel import terminal
-from nestrt.kernel.seccomp import read_board
+from nestrt.kernel.board import read_board
 from nestrt.kernel.trampoline import EXECUTE, failure
 
 ERROR = "error "

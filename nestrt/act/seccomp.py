@@ -9,6 +9,7 @@ from time import monotonic, sleep
 
 from nestrt import jsontext
 from nestrt.errors import HostError, KernelError, NestrtError
+from nestrt.kernel import board as board_page
 from nestrt.kernel import caps, pidfd, seccomp
 from nestrt.kernel.trampoline import failure
 from nestrt.plan import seccomp_steps as do
@@ -60,7 +61,7 @@ def _build_filter(launcher: HostSide, step: do.BuildFilter) -> None:
         from nestrt.kernel.libseccomp import build
 
         launcher.filter = build(step.seccomp)
-    launcher.board = -1 if launcher.filter is None else seccomp.new_board()
+    launcher.board = -1 if launcher.filter is None else board_page.new_board()
 
 
 def connect(path: str) -> _socket.socket:
@@ -116,7 +117,7 @@ def hand_over(
         _send(agent, jsontext.dumps({**document, "state": state}).encode(), listener)
     finally:
         os.close(listener)
-    seccomp.release(board)
+    board_page.release(board)
     return True
 
 
@@ -124,7 +125,7 @@ def _await_listener(board: int, pid: int, pidfd_: int) -> int | None:
     """Wait until the filter is loaded; return the listener's number, None if the process failed or ended before."""
     last = monotonic() + LOAD_SECONDS
     while True:
-        number, failed_at = seccomp.read_board(board)
+        number, failed_at = board_page.read_board(board)
         if number is not None:
             return number
         if failed_at or pidfd.wait(pidfd_, 0):
@@ -151,7 +152,7 @@ def failed(board: int) -> tuple[str, int] | None:
 
     "execute the program" is execve(2)'s own errno.
     """
-    return failure(seccomp.read_board(board)[1])
+    return failure(board_page.read_board(board)[1])
 
 
 def _hold_loading_right(guest: FirstSide, step: do.HoldLoadingRight) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 
-from nestrt.act import remove
 from nestrt.act.containers import Container
 from nestrt.errors import InputError, StateError
 from nestrt.kernel import pidfd
-from nestrt.plan.facts import Hierarchy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+
+    from nestrt.plan.facts import Hierarchy
 else:
     import _signal  # signal.py imports enum
 
@@ -63,6 +63,8 @@ def signal_all(container: Container, hierarchies: tuple[Hierarchy, ...], number:
             signal_first(container, number)
             return True
         return False
+    from nestrt.act import remove  # few callers want all
+
     # 0 is one that this pid namespace has no number for, and for kill(2) the caller's own group.
     pids = [pid for pid in remove.living(hierarchies, container.cgroup) if pid]
     for pid in pids:

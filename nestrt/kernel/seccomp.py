@@ -1,13 +1,5 @@
 """Seccomp filters: one of our own that forbids handles, loading any, and handing a listener out.
 
-A filter whose rules notify has a listener, which must reach the launcher from a
-process in which any system call may be waiting for that listener's owner already.
-So the two share a page, the board: three 32-bit words, ::
-
-    0   the listener's descriptor in the first process, plus one   written there
-    1   not zero: the launcher has fetched it, go on               written by the launcher
-    2   what failed after the load, trampoline.failure             written there
-
 Sources: seccomp(2), seccomp_unotify(2), pidfd_getfd(2), include/uapi/linux/seccomp.h,
 include/uapi/linux/audit.h, Documentation/networking/filter.rst (classic BPF).
 """
@@ -17,9 +9,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from struct import pack, unpack
+from struct import pack
 from time import monotonic
 
+from nestrt.kernel.board import BOARD_SIZE
 from nestrt.kernel.libc import SYS_capset, check, libc, syscall
 from nestrt.kernel.prctl import prctl
 
@@ -38,7 +31,6 @@ SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 1 << 5  # Linux 5.19, only beside NEW_L
 SYS_seccomp = 317 if os.uname().machine == "x86_64" else 277
 SYS_pidfd_getfd = 438
 
-BOARD_SIZE = 4096
 _PROT_READ, _PROT_WRITE, _MAP_SHARED = 1, 2, 1
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
@@ -115,24 +107,6 @@ def flags_supported(flags: int) -> bool:
     except OSError as error:
         return error.errno == errno.EFAULT
     return False
-
-
-def new_board() -> int:
-    """Make a board; return its descriptor, close-on-exec: memfd_create(2)."""
-    board = os.memfd_create("nestrt-board", os.MFD_CLOEXEC)
-    os.ftruncate(board, BOARD_SIZE)
-    return board
-
-
-def read_board(board: int) -> tuple[int | None, int]:
-    """The listener's descriptor in the first process, None while there is none, and the failure word, 0 for none."""
-    listener, _go, failure = unpack("=III", os.pread(board, 12, 0))
-    return listener - 1 if listener else None, failure
-
-
-def release(board: int) -> None:
-    """Let the first process go on: it waits for this once it has written its listener's number."""
-    os.pwrite(board, pack("=I", 1), 4)
 
 
 def load_with_board(code: bytes, flags: int, board: int) -> None:

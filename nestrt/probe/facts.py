@@ -10,7 +10,6 @@ import os
 
 from nestrt.errors import HostError
 from nestrt.kernel import cgroup
-from nestrt.kernel.mount import new_mount
 from nestrt.kernel.mountinfo import Mount, read_cgroups, read_mounts
 from nestrt.plan.facts import Hierarchy
 
@@ -57,6 +56,8 @@ def _unmounted(names: tuple[str, ...], controllers: tuple[str, ...], options: st
     A guest's group must be made in it all the same: else the guest, in whose cgroup
     namespace it would be at its true root, could mount it and see all of it.
     """
+    from nestrt.kernel.mount import new_mount  # ctypes: not for verbs that find all of them mounted
+
     try:
         fd = new_mount("cgroup", options)
     except OSError as error:

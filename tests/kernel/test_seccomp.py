@@ -30,6 +30,7 @@ from unit.seccomp_emulator import X32_BIT, X86, X86_64, run
 
 from nestrt.act import seccomp as act
 from nestrt.errors import HostError, NestrtError
+from nestrt.kernel import board as board_page
 from nestrt.kernel import caps, libseccomp, prctl, seccomp, trampoline
 from nestrt.oci.model import Seccomp, SyscallArg, Syscalls
 from nestrt.plan import seccomp_steps as do
@@ -182,7 +183,7 @@ class Container:
 
     def __init__(self, made: libseccomp.Filter, prepare: Callable[[First], Any], *argv: str, early: bool) -> None:
         self.filter: libseccomp.Filter | None = made
-        self.board = seccomp.new_board()
+        self.board = board_page.new_board()
         self.agent: socket.socket | None = None  # type: ignore[assignment]
         self.channel, theirs = socket.socketpair()
         self.output, ours = os.pipe()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from nestrt.kernel import board as board_page
 from nestrt.kernel import seccomp, trampoline
 from nestrt.kernel.prctl import set_no_new_privs
 from support.need import require
@@ -105,7 +106,7 @@ def test_an_errno_comes_back_on_the_channel(channel: int) -> None:
 
 @native
 def test_the_program_runs_under_the_filter(channel: int) -> None:
-    board = seccomp.new_board()
+    board = board_page.new_board()
     arguments = ("sh", "-c", "mkdir /nestrt-none 2>/dev/null && exit 9; exit 5")
 
     def work() -> None:
@@ -113,7 +114,7 @@ def test_the_program_runs_under_the_filter(channel: int) -> None:
         trampoline.become("/bin/sh", arguments, {"PATH": "/bin"}, channel, forbidding(MKDIR), 4, board)
 
     assert in_child(work) == (5, b"")
-    assert seccomp.read_board(board) == (None, 0)
+    assert board_page.read_board(board) == (None, 0)
     os.close(board)
 
 
@@ -129,27 +130,27 @@ def test_the_program_runs_under_the_filter(channel: int) -> None:
 def test_execve_that_fails_under_a_filter_is_told_by_the_board(
     channel: int, numbers: tuple[int, ...], path: str, status: int, number: int
 ) -> None:
-    board = seccomp.new_board()
+    board = board_page.new_board()
 
     def work() -> None:
         set_no_new_privs()
         trampoline.become(path, ("none",), {}, channel, forbidding(*numbers), 0, board)
 
     assert in_child(work) == (status, b"")
-    assert trampoline.failure(seccomp.read_board(board)[1]) == ("execute the program", number)
+    assert trampoline.failure(board_page.read_board(board)[1]) == ("execute the program", number)
     os.close(board)
 
 
 @native
 def test_a_filter_that_the_kernel_refuses_is_told_by_the_board(channel: int) -> None:
-    board = seccomp.new_board()
+    board = board_page.new_board()
 
     def work() -> None:
         set_no_new_privs()
         trampoline.become("/bin/true", ("true",), {}, channel, bytes(8), 0, board)
 
     assert in_child(work) == (127, b"")
-    assert trampoline.failure(seccomp.read_board(board)[1]) == ("load the seccomp filter", errno.EINVAL)
+    assert trampoline.failure(board_page.read_board(board)[1]) == ("load the seccomp filter", errno.EINVAL)
     os.close(board)
 
 
@@ -195,11 +196,11 @@ def test_the_image_of_either_machine_runs_under_emulation(machine: str, tmp_path
     boards: tuple[int, ...] = ()
     assert words_of("/nestrt/none", "none") == (127, errno.ENOENT.to_bytes(4, "little"))
     assert words_of("/bin/sh", "sh", "-c", "exit $1", "sh", "6") == (6, b"")
-    board = seccomp.new_board()
+    board = board_page.new_board()
     boards = (board,)
     # The emulator knows no seccomp(2): what it answers has to be told by the board.
     assert words_of("/bin/true", "true", code=bytes(8), board=board) == (127, b"")
-    told = trampoline.failure(seccomp.read_board(board)[1])
+    told = trampoline.failure(board_page.read_board(board)[1])
     assert told is not None
     assert told[0] == "load the seccomp filter"
     for descriptor in (theirs, ours, board):
