@@ -454,3 +454,23 @@ def test_groups_that_are_hard_to_end(bundle: Bundle, policy: bool, what: str, en
         bundle.delete("--force", timeout=30).ok()
     assert [pid for pid in inside if lives(pid)] == []
     assert bundle.leftovers() == []
+
+
+# What may be traced must not have what the host has: a container with CAP_SYS_PTRACE and no user namespace could write
+# into the memory of a process that enters it.
+#
+#   watcher in the container ── /proc/PID/status of every process ──▶ no right beyond its own and those to change ids
+def test_what_enters_has_given_up_the_hosts_rights(bundle: Bundle, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    seen.write_text("")
+    watch = "while :; do for p in /proc/[0-9]*; do grep -h CapEff $p/status >> /seen 2>/dev/null; done; done"
+    bundle.mount(str(seen), "/seen")
+    bundle.capabilities("CAP_SYS_PTRACE").up(watch)
+    for _ in range(8):
+        bundle.exec("true").ok()
+    bundle.delete("--force").ok()
+    masks = {int(line.split()[1], 16) for line in seen.read_text().splitlines()[:-1]}
+    numbers = {number for mask in masks for number in range(64) if mask >> number & 1}
+    # CHOWN, DAC_OVERRIDE, SETGID, SETUID, SETPCAP; SYS_PTRACE
+    assert numbers <= {0, 1, 6, 7, 8, 19}, sorted(numbers)
+    assert 19 in numbers
