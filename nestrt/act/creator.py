@@ -55,10 +55,6 @@ class Creator(Launcher):
         self.trace = -1
         self.agent: _socket.socket | None = None
 
-    def state_document(self) -> dict[str, object]:
-        """The state document that a seccomp agent gets."""
-        return self.state("running" if self.container.pid else "creating")
-
     def state(self, status: str) -> dict[str, object]:
         """The state document that hooks get (runtime.md, "State")."""
         return state(

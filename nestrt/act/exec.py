@@ -14,7 +14,7 @@ import os
 
 from nestrt.act import attributes, first, launch, seccomp
 from nestrt.act.creator import Creator, keep_only, send_terminal, tell_pid
-from nestrt.act.join import by_helper
+from nestrt.act.join import KINDS, by_helper
 from nestrt.act.process import Guest
 from nestrt.act.protocol import pair
 from nestrt.errors import KernelError, NotFound, StateError
@@ -27,23 +27,12 @@ if TYPE_CHECKING:
 
     from nestrt.plan.steps import Step
 
-# name in /proc/PID/ns: CLONE_NEW*
-KINDS = {
-    "user": namespaces.CLONE_NEWUSER,
-    "mnt": namespaces.CLONE_NEWNS,
-    "pid": namespaces.CLONE_NEWPID,
-    "net": namespaces.CLONE_NEWNET,
-    "ipc": namespaces.CLONE_NEWIPC,
-    "uts": namespaces.CLONE_NEWUTS,
-    "cgroup": namespaces.CLONE_NEWCGROUP,
-    "time": namespaces.CLONE_NEWTIME,
-}
-
 
 def others(pid: int) -> int:
     """The CLONE_NEW* of the namespaces that *pid* does not share with the caller: no one enters his own."""
     flags = 0
-    for name, flag in KINDS.items():
+    for link, flag in KINDS.values():
+        name = link.removesuffix("_for_children")
         try:
             if os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}"):
                 flags |= flag

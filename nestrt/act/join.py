@@ -114,8 +114,8 @@ def by_helper(flags: int, enter: Callable[[int], object]) -> tuple[int, int]:
                 os.close(writer)
                 return 0, -1
             os.write(writer, b"%d" % pid)
-        except OSError as error:
-            os.write(writer, b"-%d" % (error.errno or errno.EIO))
+        except BaseException as error:  # nothing may run on: what cleans up after a failure is the launcher's
+            os.write(writer, b"-%d" % (isinstance(error, OSError) and error.errno or errno.EIO))
         os._exit(0)
     os.close(writer)
     try:

@@ -87,9 +87,11 @@ def delete_one(flags: Globals, name: str, force: bool) -> None:
 def delete_container(flags: Globals, container: Container, force: bool) -> None:
     """Raises StateError where it runs and not *force*, or is being made or removed by another."""
     try:
-        lock = _locked(container, force)
-    except NotFound:
+        lock = containers.lock(container.directory, PATIENCE if force else 1.0)
+    except FileNotFoundError:
         return  # another was first
+    except BlockingIOError:
+        raise StateError("delete", f"container {container.id}", "it is being created or removed", "try again") from None
     try:
         container = containers.load(flags.root, container.id) if container.document else container
         status = container.status(owned=True)
@@ -128,16 +130,6 @@ def _guest(name: str, force: bool) -> bool:
     except NestrtError as error:
         raise OwnStatus(error) from error
     return True
-
-
-def _locked(container: Container, force: bool) -> int:
-    """The container's directory, locked. Raises NotFound, StateError where somebody makes or removes it just now."""
-    try:
-        return containers.lock(container.directory, PATIENCE if force else 1.0)
-    except FileNotFoundError as error:
-        raise NotFound("find", f"container {container.id}", "container does not exist", "see nestrt list") from error
-    except BlockingIOError:
-        raise StateError("delete", f"container {container.id}", "it is being created or removed", "try again") from None
 
 
 def each(names: list[str], action: Callable[[str], object]) -> int:

@@ -10,6 +10,7 @@ from nestrt.kernel.mountinfo import read_cgroups
 from nestrt.kernel.namespaces import CLONE_NEWUSER, read_id_map, setns
 from nestrt.level.check import Has
 from nestrt.level.devices import DeviceRule, merge, parse_rule
+from nestrt.level.units import clean
 from nestrt.plan.facts import Facts, Hierarchy, Level
 from nestrt.plan.request import Request
 from nestrt.probe.facts import primary, read_hierarchies
@@ -28,19 +29,13 @@ def cgroup_path(text: str, id: str) -> str:
     A relative one, or none at all, is below the group of whoever calls; in the v2 tree beside that
     group, which has processes and so no room for groups with limits (cgroup-v2.rst).
     """
-    parts: list[str] = []
     if not text.startswith("/"):
         groups = read_cgroups()
         own = next((path for names, path in groups.items() if names), "/")
         if () in groups and len(groups) == 1:
             own = groups[()].rpartition("/")[0]
         text = f"{own}/{text or id}"
-    for part in text.split("/"):
-        if part == "..":
-            parts = parts[:-1]
-        elif part not in ("", "."):
-            parts.append(part)
-    return "/" + "/".join(parts)
+    return clean(text)
 
 
 def writable(hierarchy: Hierarchy, group: str) -> bool:

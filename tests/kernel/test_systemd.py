@@ -387,8 +387,7 @@ print(json.dumps(told))
 
 
 def test_where_no_systemd_runs_the_driver_says_so() -> None:
-    if os.path.isdir("/run/systemd/system"):
-        pytest.skip("a systemd runs here")
+    require("no-systemd", "a systemd runs here" if os.path.isdir("/run/systemd/system") else None)
     with pytest.raises(HostError, match="systemd is not running here: leave --systemd-cgroup out"):
         Manager(False)
 
@@ -577,8 +576,7 @@ told["left"] = left()
 
 
 def test_without_systemd_the_verbs_say_so_in_one_line(nestrt: Nestrt, tmp_path: Path, busybox: Path) -> None:
-    if os.path.isdir("/run/systemd/system"):
-        pytest.skip("a systemd runs here")
+    require("no-systemd", "a systemd runs here" if os.path.isdir("/run/systemd/system") else None)
     document = {**BUNDLE, "root": {"path": str(busybox)}}
     (tmp_path / "config.json").write_text(json.dumps(document))
     state = tmp_path / "state"

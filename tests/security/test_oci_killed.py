@@ -22,7 +22,7 @@ import nestrt.act.container
 import nestrt.cli._bundle
 from support.bundles import Bundle
 from support.hostside import hierarchies, processes, read, v2_hierarchy
-from support.killing import first_process, gone, kill_at_removal, run_forked
+from support.killing import await_end, first_process, gone, kill_at_removal, run_forked
 from support.need import SLOW
 from support.runner import wait_for
 
@@ -121,20 +121,14 @@ def kill_at(errors: Path, victim: str, point: tuple[str, int], argv: list[str]) 
         if victim != "launcher":
             os.close(release)
             release = -1
-        end = time.monotonic() + 20 * SLOW
-        while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
-            if time.monotonic() > end:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise AssertionError(f"the launcher hangs after {victim} was killed at {point}")
-            time.sleep(0.002)
+        status = await_end(pid, f"{victim} was killed at {point}")
     finally:
         os.close(at)
         if release >= 0:
             os.close(release)
     if first and victim == "first":
         wait_for(lambda: gone(first), "the first process to end")
-    return reached, os.waitstatus_to_exitcode(found[1]), errors.read_text()
+    return reached, os.waitstatus_to_exitcode(status), errors.read_text()
 
 
 def settle(bundle: Bundle, witness: Path, patience: float = 0.5) -> bool:

@@ -81,6 +81,18 @@ def run_forked(errors: Path, body: Callable[[], int]) -> int:
         os._exit(status)
 
 
+def await_end(pid: int, after: str) -> int:
+    """Reap the launcher *pid*; returns its wait status. AssertionError if it hangs, *after* saying after what."""
+    end = time.monotonic() + 20 * SLOW
+    while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise AssertionError(f"the launcher hangs after {after}")
+        time.sleep(0.002)
+    return found[1]
+
+
 def launch_and_kill(errors: Path, victim: str, who: str, number: int, args: list[str]) -> Killed:
     """Launch with *args*; kill *victim* ("launcher" or "first") right after *who* ("host" or "guest") did a step.
 
@@ -116,18 +128,12 @@ def launch_and_kill(errors: Path, victim: str, who: str, number: int, args: list
         if victim != "launcher":
             os.close(release)
             release = -1
-        end = time.monotonic() + 20 * SLOW
-        while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
-            if time.monotonic() > end:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise AssertionError(f"the launcher hangs after {victim} was killed at {who} {number}")
-            time.sleep(0.002)
+        status = await_end(pid, f"{victim} was killed at {who} {number}")
     finally:
         os.close(at)
         if release >= 0:
             os.close(release)
-    return Killed(found[1], errors.read_text(), reached, first)
+    return Killed(status, errors.read_text(), reached, first)
 
 
 def kill_at_removal(errors: Path, number: int, argv: list[str]) -> bool:
