@@ -18,7 +18,11 @@ COMMANDS = {
     "ls": "the guests of this level and below",
     "show": "one guest in full",
     "guest": "inside a guest: see and divide what it has",
+    "check": "whether the laws hold for a running guest",
     "policy": "check policies and bindings, explain what a bundle gets",
+    "hooks": "bind the plugin to engines that run other runtimes",
+    "hook": "the plugin: what engines call for each container",
+    "wrap": "the plugin: a runtime that prepares guests for another one",
 }
 # The OCI command line, as runc has it: global flags may stand before the verb.
 VERBS = {

@@ -24,15 +24,37 @@ class _Context:
     parse_constant = staticmethod(_refuse)
 
 
+class _Spelled(float):
+    """A float that is written again as it was read: 1e999 is infinite here, and not in JSON."""
+
+    text: str
+
+    def __new__(cls, text: str) -> _Spelled:
+        found = super().__new__(cls, text)
+        found.text = text
+        return found
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class _Exact(_Context):
+    parse_float = _Spelled  # type: ignore[assignment]
+
+
 # typeshed says a make_scanner; the C code wants an object with these attributes
 _scan = make_scanner(_Context())  # type: ignore[arg-type]
+_scan_exact = make_scanner(_Exact())  # type: ignore[arg-type]
 
 
-def loads(text: str) -> Any:
-    """Parse one JSON document; raises ValueError for anything else, also for NaN and 10,000 brackets."""
+def loads(text: str, exact: bool = False) -> Any:
+    """Parse one JSON document; raises ValueError for anything else, also for NaN and 10,000 brackets.
+
+    With *exact* dumps() writes floats as they were spelled here.
+    """
     text = text.strip(" \t\r\n")
     try:
-        value, end = _scan(text, 0)
+        value, end = (_scan_exact if exact else _scan)(text, 0)
     except (StopIteration, RecursionError, SystemError) as error:
         # SystemError: the scanner looks for json.decoder's exception, which nobody has imported.
         raise ValueError("not a JSON document") from error
@@ -41,10 +63,10 @@ def loads(text: str) -> Any:
     return value
 
 
-def parse(text: str) -> Any:
+def parse(text: str, exact: bool = False) -> Any:
     """Like loads(), for what people write: the ValueError is "line 3, column 7: what is wrong"."""
     try:
-        return loads(text)
+        return loads(text, exact)
     except ValueError as error:
         found = _explain(text) or str(error)
     # Not "from" the other: its text has no place.

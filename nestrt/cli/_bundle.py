@@ -10,7 +10,7 @@ from nestrt.act import containers, destroy
 from nestrt.act.container import FIRST, HOST
 from nestrt.act.containers import Container
 from nestrt.act.creator import Creator
-from nestrt.act.host import hold_parents
+from nestrt.act.groups import hold_parents
 from nestrt.cli._descriptors import listening, preserved
 from nestrt.cli.engine import Globals, hierarchies_of, lower, trace, warn
 from nestrt.cli.options import Option

@@ -19,7 +19,7 @@ from nestrt.act import containers, criu, hooks, relay
 from nestrt.act.container import FIRST, HOST
 from nestrt.act.containers import Container
 from nestrt.act.creator import Creator, of_stage, reach, tell_pid
-from nestrt.act.host import hold_parents
+from nestrt.act.groups import hold_parents
 from nestrt.act.pipes import open_standard
 from nestrt.act.remove import living
 from nestrt.act.saved import Maker, key

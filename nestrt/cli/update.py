@@ -25,6 +25,8 @@ from nestrt.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nestrt.act.containers import Container
     from nestrt.cli.engine import Globals
     from nestrt.oci.resources import DeviceRule
@@ -110,11 +112,11 @@ def fixed(new: Resources) -> Resources:
     return new
 
 
-def apply(container: Container, new: Resources) -> None:
+def apply(container: Container, new: Resources, then: Callable[[Resources], object] | None = None) -> None:
     """Make the container have *new* beside what it has, and write that to its state file.
 
-    The caller has the container's lock since before it was loaded. Raises NestrtError, OSError; then nothing
-    has changed.
+    *then* is done with what was written once the groups have it. The caller has the container's lock since
+    before it was loaded. Raises NestrtError, OSError, what *then* raises; then nothing has changed.
     """
     hierarchies = read_hierarchies()
     v2 = next((h.controllers for h in hierarchies if h.version == 2), None)
@@ -138,6 +140,8 @@ def apply(container: Container, new: Resources) -> None:
     change = Update(container, hierarchies, old, wanted)
     try:
         change.carry_out(rules, before)
+        if then is not None:
+            then(wanted)
         container.document["resources"] = as_json(merged)
         container.save()
     except BaseException:

@@ -63,7 +63,7 @@ def parse_cgroups(text: str) -> dict[tuple[str, ...], str]:
     return groups
 
 
-def read_cgroups(pid: str = "self") -> dict[tuple[str, ...], str]:
+def read_cgroups(pid: str | int = "self") -> dict[tuple[str, ...], str]:
     """The groups of process *pid*, as seen from the reader's cgroup namespace."""
     with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
         return parse_cgroups(file.read())

@@ -22,7 +22,7 @@ from nestrt.level.limits import Limits
 from nestrt.level.policy import Policy
 from nestrt.level.units import clean, shown
 from nestrt.level.values import TEXT_LIMIT, suggestion
-from nestrt.record import record
+from nestrt.record import record, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,12 +54,13 @@ class Match:
 
 @record
 class Rule:
-    """*policy* and *bound* are names, "" where not said."""
+    """*policy* and *bound* are names, "" where not said; *where* is what an error calls it, "" by its number."""
 
     match: Match = Match()
     policy: str = ""
     bound: str = ""
     annotations: bool = True
+    where: str = ""
 
 
 @record
@@ -94,6 +95,11 @@ class Decision:
     rule: int
     base: Policy | None
     bound: Policy
+
+
+def with_usual(bindings: Bindings, name: str) -> Bindings:
+    """*bindings* that give the policy *name* to whatever no rule matches."""
+    return replace(bindings, rules=(*bindings.rules, Rule(policy=name, where=f"--policy {name}")))
 
 
 def engine_of(annotations: Mapping[str, str], bundle: str) -> str:
@@ -199,7 +205,7 @@ def decide(annotations: Iterable[tuple[str, str]], bindings: Bindings, bundle: B
         if matches(rule_.match, given, bundle):
             number, rule = number_, rule_
             break
-    where = f"rule {number} of {bindings.source}" if number else "the host"
+    where = rule.where or (f"rule {number} of {bindings.source}" if number else "the host")
     base, bound = rule_policies(rule, bindings, where)
     if mine and not rule.annotations:
         raise InputError("honour", f"annotation {_key(mine)}", f"{where} takes no annotations", "leave it out")

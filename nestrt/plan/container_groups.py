@@ -30,12 +30,26 @@ def device_steps(rules: tuple[DeviceRule, ...], facts: Facts, h: Hierarchy, grou
     return [AttachDeviceProgram(h, group, tuple(map(oci_devices.text, rules)), oci_devices.program(rules))]
 
 
-def _resources(bundle: Bundle, facts: Facts, h: Hierarchy) -> list[Step]:
+def resource_steps(bundle: Bundle, facts: Facts, h: Hierarchy, rules: tuple[DeviceRule, ...]) -> list[Step]:
+    """The document's resources and the ordered device *rules* on the limit group in one hierarchy."""
     steps: list[Step] = [
         SetFile(h, bundle.cgroup, setting.file, setting.value, setting.optional, setting.field, setting.unless)
         for setting in resource_settings(bundle.spec.resources, h.controllers, h.version)
     ]
-    return steps + device_steps(bundle.rules, facts, h, bundle.cgroup)
+    return steps + device_steps(rules, facts, h, bundle.cgroup)
+
+
+def require_controllers(bundle: Bundle, facts: Facts) -> None:
+    """Raises HostError for a resource whose controller no hierarchy of this level has."""
+    unified = next((h.controllers for h in facts.hierarchies if h.version == 2), None)
+    absent = missing(bundle.spec.resources, {name for h in facts.hierarchies for name in h.controllers}, unified)
+    if absent:
+        raise HostError(
+            "limit",
+            f"container {bundle.id}",
+            f"no cgroup hierarchy here has the controller for {', '.join(absent)}",
+            "take it out of linux.resources, or boot with that controller",
+        )
 
 
 def container_groups(bundle: Bundle, facts: Facts, generation: str, who: Identity, created: int) -> list[Step]:
@@ -44,25 +58,18 @@ def container_groups(bundle: Bundle, facts: Facts, generation: str, who: Identit
     Without a policy that is the limit group itself, as under runc. Raises HostError for a
     resource whose controller no hierarchy of this level has.
     """
-    spec = bundle.spec
     if not bundle.cgroup:
         return []
-    unified = next((h.controllers for h in facts.hierarchies if h.version == 2), None)
-    absent = missing(spec.resources, {name for h in facts.hierarchies for name in h.controllers}, unified)
-    if absent:
-        raise HostError(
-            "limit",
-            f"container {bundle.id}",
-            f"no cgroup hierarchy here has the controller for {', '.join(absent)}",
-            "take it out of linux.resources, or boot with that controller",
-        )
+    require_controllers(bundle, facts)
     if bundle.request is not None:
-        return group_steps(bundle.request, facts, generation, who, created, lambda h: _resources(bundle, facts, h))
+        rules = bundle.rules
+        more = lambda h: resource_steps(bundle, facts, h, rules)  # noqa: E731
+        return group_steps(bundle.request, facts, generation, who, created, more)
     steps: list[Step] = []
     for h in facts.hierarchies:
         steps += parents(h, bundle.cgroup, shared=True)
         steps.append(MakeGroup(h, bundle.cgroup, exist_ok=True))
         if h.version == 1 and "cpuset" in h.controllers:
             steps.append(FillCpuset(h, bundle.cgroup, inherit=False))
-        steps += _resources(bundle, facts, h)
+        steps += resource_steps(bundle, facts, h, bundle.rules)
     return steps

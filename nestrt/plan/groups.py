@@ -101,6 +101,7 @@ def mark(request: Request, facts: Facts, generation: str, identity: Identity, cr
         "max_depth": policy.max_depth,
         "net": {"mode": request.net},
         "rm": request.remove,
+        **dict(request.origin),
     }
 
 
@@ -177,9 +178,10 @@ def device_steps(facts: Facts, hierarchy: Hierarchy, group: str, rules: tuple[De
     ]
 
 
-def _limit_group(
+def limit_group(
     request: Request, facts: Facts, h: Hierarchy, text: str, more: Callable[[Hierarchy], list[Step]] | None
 ) -> list[Step]:
+    """The limit group in one hierarchy, with the mark *text*: everything that bounds the guest."""
     policy, group = request.policy, request.limit_group
     steps: list[Step] = [MakeGroup(h, group, exist_ok=bool(request.cgroup)), SetMark(h, group, facts.mark, text)]
     if h.version == 1 and "cpuset" in h.controllers:
@@ -195,7 +197,8 @@ def _limit_group(
     return steps
 
 
-def _guest_root(request: Request, facts: Facts, h: Hierarchy, identity: Identity) -> list[Step]:
+def guest_root(request: Request, facts: Facts, h: Hierarchy, identity: Identity) -> list[Step]:
+    """The guest root and the first group in one hierarchy: what is shown, stamped and handed over."""
     limit, root, first = request.limit_group, request.guest_root, request.first_group
     enabled = divisible(request, h)
     steps: list[Step] = []
@@ -269,11 +272,19 @@ def group_steps(
 
     *more* gives what else, besides the policy's limits, a limit group is to have.
     """
+    texts = marks(request, facts, generation, identity, created)
+    steps: list[Step] = []
+    for h, text in texts:
+        steps += parents(h, request.limit_group, shared=bool(request.cgroup))
+        steps += limit_group(request, facts, h, text, more)
+        steps += guest_root(request, facts, h, identity)
+    return steps
+
+
+def marks(
+    request: Request, facts: Facts, generation: str, identity: Identity, created: int
+) -> list[tuple[Hierarchy, str]]:
+    """Every hierarchy with the mark of its limit group: the primary one first, which has the whole."""
     whole = jsontext.dumps(mark(request, facts, generation, identity, created))
     short = jsontext.dumps({"v": MARK_VERSION, "name": request.name, "id": generation})
-    steps: list[Step] = []
-    for h in (facts.primary, *(h for h in facts.hierarchies if h != facts.primary)):
-        steps += parents(h, request.limit_group, shared=bool(request.cgroup))
-        steps += _limit_group(request, facts, h, whole if h == facts.primary else short, more)
-        steps += _guest_root(request, facts, h, identity)
-    return steps
+    return [(facts.primary, whole), *((h, short) for h in facts.hierarchies if h != facts.primary)]

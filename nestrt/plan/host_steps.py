@@ -80,6 +80,18 @@ class EnableControllers(Step):
 
 
 @record
+class DisableControllers(Step):
+    """v2: take *controllers* away from the children of *group*, which have not given them on."""
+
+    hierarchy: Hierarchy
+    group: str
+    controllers: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"disable {' '.join(self.controllers)} below {self.hierarchy.path(self.group)}"
+
+
+@record
 class FillCpuset(Step):
     """v1: give an empty cpuset its parent's CPUs and memory nodes, and let its children *inherit*."""
 

@@ -46,10 +46,13 @@ def within(limits: Limits, resources: Resources) -> Resources:
     """*resources* with nothing above *limits*; what they do not say, *limits* says. For create and for update.
 
     Device rules are those of the document only: device_rules() is for the whole list, the
-    runtime's own defaults among them. Raises InputError for CPUs or memory nodes that have
+    runtime's own defaults among them. What is within *limits* stays as it is.
+    Raises InputError for CPUs or memory nodes that have
     nothing in common, swap limited where memory is not, and a file in ``unified`` that is limited.
     """
-    for file, _ in resources.unified:
+    misc = tuple(("misc.max", "\n".join(f"{name} {count}" for name, count in limits.misc)) for _ in limits.misc[:1])
+    unified = tuple(pair for pair in resources.unified if pair not in misc)  # said here before
+    for file, _ in unified:
         field = "hugetlb" if file.startswith("hugetlb.") else UNIFIED.get(file, "")
         if field and getattr(limits, field) not in (None, ()):
             raise InputError(
@@ -64,7 +67,6 @@ def within(limits: Limits, resources: Resources) -> Resources:
     priorities = dict(resources.net_prio)
     for name, priority in limits.net_prio:
         priorities[name] = _least(priorities.get(name), priority)
-    misc = tuple(("misc.max", f"{name} {count}") for name, count in limits.misc)
     return replace(
         resources,
         devices=device_rules(limits, resources.devices),
@@ -76,7 +78,7 @@ def within(limits: Limits, resources: Resources) -> Resources:
         rdma=_rdma(limits, resources.rdma),
         net_class=resources.net_class if limits.net_cls is None else limits.net_cls,
         net_prio=tuple(priorities.items()),
-        unified=resources.unified + misc,
+        unified=unified + misc,
     )
 
 

@@ -35,7 +35,8 @@ class MountRequest:
 class Request:
     """A guest to launch. *policy* has the limits, flags and file merged; *nodes* pairs device nodes
     of the launching level with their places in the guest; *log* takes a detached guest's output.
-    *cgroup* is the limit group where somebody else, an engine, says which one it is."""
+    *cgroup* is the limit group where somebody else, an engine, says which one it is; *origin* are more
+    (key, value) for its mark, of a guest that another runtime starts."""
 
     name: str
     rootfs: str
@@ -55,6 +56,7 @@ class Request:
     remove: bool = False
     log: str = "/dev/null"
     cgroup: str = ""
+    origin: tuple[tuple[str, object], ...] = ()
 
     @property
     def limit_group(self) -> str:

@@ -43,8 +43,12 @@ def policy_of(
     bundle: Bundle | tuple[str, str, tuple[int, ...]] | None,
     directory: str = ETC,
     cache: str = CACHE,
+    usual: str = "",
 ) -> Policy | None:
     """The policy of a bundle (binding.resolve()) on this host; None for exactly as runc.
+
+    *usual* names the policy of bundles that no rule of the host's matches: the host's word as well, on the
+    command line of a hook.
 
     *bundle* may be the bare fields of a Bundle, (cgroup, path, users), so that nobody imports it for
     nothing: this costs one stat(2) where there is neither *directory* nor a ``nestrt.*`` annotation.
@@ -54,13 +58,15 @@ def policy_of(
     try:
         os.stat(directory)
     except FileNotFoundError:
-        if not any(key.startswith("nestrt.") for key, _ in given):
+        if not usual and not any(key.startswith("nestrt.") for key, _ in given):
             return None
     except OSError as error:
         raise _unreadable(directory, error) from None
-    from nestrt.level.binding import Bundle, resolve  # only for those that may have a policy
+    from nestrt.level.binding import Bundle, resolve, with_usual  # only for those that may have a policy
 
     bindings = load(directory, cache)
+    if usual:
+        bindings = with_usual(bindings, usual)
     known = Bundle(*bundle) if isinstance(bundle, tuple) else bundle or Bundle()
     if any(rule.match.user for rule in bindings.rules):
         known = Bundle(known.cgroup, known.bundle, seen_outside(known.users))

@@ -1,0 +1,225 @@
+"""What hooks and ``wrap`` share: from a document to a guest whose limit group is there before its runtime is called."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from nestrt import jsontext
+from nestrt.act import plugin, remove
+from nestrt.act.groups import hold_parents
+from nestrt.cli._bundle import missing_parents
+from nestrt.errors import HostError, InputError, NestrtError, StateError
+from nestrt.host.marks import valid_name
+from nestrt.kernel import pidfd
+from nestrt.level.binding import Bundle as Bound
+from nestrt.level.check import check
+from nestrt.level.limits import Limits
+from nestrt.oci.partial import load_known
+from nestrt.plan import plugin as plan
+from nestrt.plan.container import Bundle
+from nestrt.plan.policy_limits import for_bundle
+from nestrt.plan.request import Request
+from nestrt.plan.rewrite import Terms, noted_group, rewrite, text_of
+from nestrt.probe.bundle import cgroup_path, gather_bundle, held_devices
+from nestrt.probe.policies import policy_of
+from nestrt.record import record, replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nestrt.level.policy import Policy
+    from nestrt.oci.model import Spec
+    from nestrt.plan.facts import Facts
+
+CONFIG_LIMIT = 16 << 20  # bytes
+# What engines put around a container's id to name its group.
+PREFIXES = ("libpod-", "crio-", "cri-containerd-", "docker-", "nerdctl-", "buildah-")
+HOOKS_PROGRAM = f"{os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))}/hooks/nestrt"
+
+
+@record
+class Guest:
+    """A container that a policy makes a guest: *document* and *spec* as they came, *host* the policy as the host
+    has bound it, *usual* the policy of the host's command line; *bundle* with the document's limits brought down
+    to the policy; *name* as ``nestrt ls`` shows it."""
+
+    name: str
+    document: dict[str, Any]
+    spec: Spec
+    host: Policy
+    usual: str
+    bundle: Bundle
+    facts: Facts
+
+
+def guest_name(group: str) -> str:
+    """A guest's name from its limit group's: the container's id, without what the engine puts around it."""
+    base = group.rpartition("/")[2].removesuffix(".scope")
+    for prefix in PREFIXES:
+        if base.startswith(prefix) and len(base) > len(prefix):
+            base = base[len(prefix) :]
+            break
+    if valid_name(base):
+        return base
+    kept = "".join(c for c in base if c.isascii() and (c.isalnum() or c in "_.-")).strip("_.-")[:24]
+    return f"{kept or 'guest'}-{plugin.key(group)[:12]}"
+
+
+def program(policy_name: str, parked: bool) -> tuple[str, ...]:
+    """The path, and the arguments up to a stage, by which a runtime calls nestrt's hooks."""
+    options = (*(("--policy", policy_name) if policy_name else ()), *(("--parked",) if parked else ()))
+    return (HOOKS_PROGRAM, "nestrt", "hook", *options)
+
+
+def read(content: bytes, where: str) -> tuple[dict[str, Any], Spec]:
+    """The document in *content*. Raises InputError."""
+    if len(content) > CONFIG_LIMIT:
+        raise InputError("read", where, f"it is longer than {CONFIG_LIMIT >> 20} MiB", "shorten it")
+    # As Go reads it.
+    return load_known(content.decode("utf-8", "replace"), where)
+
+
+def find(document: dict[str, Any], spec: Spec, path: str, policy_name: str = "", id: str = "") -> Guest | None:
+    """The guest that a policy makes of *document*; None where none does.
+
+    *path* is the bundle's directory, "" where that is not known; *policy_name* what the host's own command line
+    gives to bundles that no rule matches; *id* the container's. Raises NestrtError.
+    """
+    group = noted_group(spec)
+    if not group and (spec.cgroups_path or id):
+        if ":" in spec.cgroups_path and "/" not in spec.cgroups_path:
+            group = ""
+        else:
+            group = cgroup_path(spec.cgroups_path, id)
+    root = next((outside for inside, outside, _ in spec.uid_mappings if inside == 0), 0)
+    bound = Bound(group or spec.cgroups_path, path, (os.getuid(), root))
+    host = policy_of(spec.annotations, bound, usual=policy_name)
+    if host is None:
+        return None
+    if not group:
+        raise _no_place(spec, id)
+    policy, narrowed, rules = for_bundle(host, spec)
+    args = spec.process.args if spec.process else ()
+    name = guest_name(group)
+    request = Request(name, "/", args, policy, cgroup=group, net="bundle")
+    facts = gather_bundle(group, request)
+    held = held_devices(facts)
+    if held is not None:
+        policy, narrowed, rules = for_bundle(host, spec, held)
+        request = replace(request, policy=policy)
+    # The host's own amounts bound nothing, as under runc: a limit beyond them is none.
+    check(policy, policy.limits if facts.level.number else Limits(), facts.has)
+    request = replace(request, rootfs=os.path.join(path or "/", spec.root_path or "rootfs"))
+    bundle = Bundle(name, path, request.rootfs, narrowed, group, rules=rules, request=request)
+    plan.require_place(bundle)
+    return Guest(name, document, spec, host, policy_name, bundle, facts)
+
+
+def _no_place(spec: Spec, id: str) -> NestrtError:
+    if spec.cgroups_path:
+        return HostError(
+            "give a policy to",
+            f"container {id or spec.cgroups_path}",
+            f"{spec.cgroups_path} is a systemd scope, which runtimes do not divide",
+            "let the engine's cgroup manager be cgroupfs, or nestrt the runtime",
+        )
+    return InputError(
+        "give a policy to",
+        f"container {id}".rstrip(),
+        "a policy is about its groups, and it is to have none",
+        "leave out --cgroups=disabled",
+    )
+
+
+def make(guest: Guest, key: str, values: dict[str, object], parked: bool = False) -> tuple[str, plugin.Record]:
+    """Make the limit group. Returns the document for the runtime, and the record, locked.
+
+    *key* says whose record it is, *values* what else it is to say, *parked* as in plan.plugin.settle().
+    Whatever fails, nothing stays behind. Raises NestrtError, OSError.
+    """
+    found = plugin.open_record(plugin.key(key), make=True)
+    assert found is not None
+    facts, bundle = guest.facts, guest.bundle
+    worker = plugin.Worker(guest.name)
+    try:
+        _vacate(found, guest)
+        generation = os.urandom(8).hex()
+        now = int(time.time())
+        made = all(not os.path.isdir(h.path(bundle.cgroup)) for h in facts.hierarchies)
+        found.values = {
+            "group": bundle.cgroup,
+            "id": generation,
+            "made": made,
+            "parents": missing_parents(facts.hierarchies, bundle.cgroup),
+            "bundle": bundle.path,
+            "created": now,
+            **values,
+        }
+        found.save()
+        request = bundle.request
+        assert request is not None
+        bundle = replace(bundle, request=replace(request, origin=(*request.origin, ("record", found.name))))
+        steps = plan.prepare(bundle, facts, generation, now)
+        hold_parents(worker)
+        worker.run(steps)
+        return _rewritten(guest, parked), found
+    except BaseException:
+        undo(found, guest)
+        raise
+    finally:
+        worker.release()
+
+
+def undo(record: plugin.Record, guest: Guest) -> None:
+    """Take back what make() has made; a failure here does not hide why."""
+    try:
+        plugin.take_back(record, guest.facts.hierarchies)
+    except (NestrtError, OSError):
+        record.close()  # for gc
+
+
+def _vacate(found: plugin.Record, guest: Guest) -> None:
+    """Remove what an earlier start of the same container has left. Raises StateError where something lives in it."""
+    group, hierarchies = guest.bundle.cgroup, guest.facts.hierarchies
+    if all(not os.path.isdir(h.path(group)) for h in hierarchies):
+        return
+    if pids := remove.living(hierarchies, group):
+        raise StateError(
+            "make guest",
+            f"{guest.name} in {group}",
+            f"container's cgroup is not empty: {len(pids)} process(es) found",
+            "end them, or name another group in linux.cgroupsPath",
+        )
+    if plugin.marked_id(hierarchies, group):
+        remove.remove_tree(group, hierarchies)
+
+
+def _rewritten(guest: Guest, parked: bool) -> str:
+    facts, group = guest.facts, guest.bundle.cgroup
+    files = {h.name: tuple(os.listdir(h.path(group))) for h in facts.hierarchies}
+    terms = Terms(guest.host, group, facts.hierarchies, files, program(guest.usual, parked), os.uname().machine)
+    return text_of(rewrite(guest.document, guest.spec, terms))
+
+
+def maker(pid: int) -> dict[str, object]:
+    """What a record says of the process that goes on to start the runtime."""
+    return {"maker": pid, "began": pidfd.start_time(pid) or 0}
+
+
+def mark_of(guest: Guest) -> dict[str, Any]:
+    """The mark on the guest's limit group. Raises HostError where there is none: nobody has prepared it."""
+    found = remove.read_mark(guest.facts.primary, guest.bundle.cgroup)
+    if found.get("name") != guest.name or not isinstance(found.get("record"), str):
+        raise HostError(
+            "settle",
+            f"guest {guest.name}",
+            f"its limit group {guest.bundle.cgroup} has no mark of nestrt's",
+            "bind the precreate hook too, or let nestrt wrap be the engine's runtime",
+        )
+    return found
+
+
+def whole(mark: dict[str, Any]) -> str:
+    return jsontext.dumps(mark)

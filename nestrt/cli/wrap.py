@@ -1,0 +1,224 @@
+"""``nestrt wrap``: registered as an engine's runtime, it prepares a guest and becomes the real runtime.
+
+For engines without hooks (docker, containerd) and without a precreate stage (CRI-O)::
+
+    create, run, restore    the limit group is made, the bundle's config.json rewritten, then exec
+    start                   on v1 the first process goes from the limit group to its own, then exec
+    update                  the limit group follows; the runtime gets the same resources, within the policy's
+    delete                  the runtime, and then what it has left
+    anything else           exec
+
+The runtime has the same arguments, descriptors, environment and terminal. What it would say is said by it;
+what nestrt has to say goes where the runtime would write it: standard error, and ``--log``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from nestrt.errors import InputError, NestrtError, NotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from typing import NoReturn
+
+    from nestrt.cli.engine import Globals
+else:
+    import _signal  # signal.py imports enum
+
+HEAD = """usage: nestrt wrap --runtime PATH [--policy NAME] [--] RUNTIME-ARGUMENT …
+
+Prepare a guest and become the runtime PATH with the same arguments.
+
+  --runtime PATH    the real runtime: a path, or runc or crun
+  --policy NAME     for containers that no rule of the host matches (default: none)
+"""
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
+# Of runc and crun; all other flags are switches, or have their value after "=".
+GLOBAL_VALUES = ("root", "log", "log-format", "criu", "rootless", "cgroup-manager")
+VERB_VALUES = {
+    "create": ("bundle", "b", "console-socket", "pid-file", "preserve-fds", "config", "f", "pidfd-socket"),
+    "restore": (
+        "bundle", "b", "console-socket", "pid-file", "image-path", "work-path", "manage-cgroups-mode", "empty-ns",
+        "lsm-profile", "lsm-mount-context",
+    ),
+    "start": (),
+    "delete": (),
+    "update": (
+        "resources", "r", "blkio-weight", "cpu-period", "cpu-quota", "cpu-burst", "cpu-share", "cpu-rt-period",
+        "cpu-rt-runtime", "cpu-idle", "cpuset-cpus", "cpuset-mems", "memory", "memory-reservation", "memory-swap",
+        "pids-limit", "kernel-memory", "kernel-memory-tcp", "l3-cache-schema", "mem-bw-schema",
+    ),
+}  # fmt: skip
+VERB_VALUES["run"] = VERB_VALUES["create"]
+MAKING = ("create", "run", "restore")
+
+
+def scan(words: list[str], valued: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """Flags as Go's and argp's parsers take them, and the operands with what follows the first."""
+    found: dict[str, str] = {}
+    rest = list(words)
+    while rest and rest[0].startswith("-") and rest[0] not in ("-", "--"):
+        flag, equals, value = rest.pop(0).partition("=")
+        name = flag.lstrip("-")
+        if not equals and name in valued:
+            if not rest:
+                break
+            value = rest.pop(0)
+        found[name] = value
+    return found, rest
+
+
+class Call:
+    """The runtime's command line: its global flags, the verb, the verb's flags and operands; *policy* is ours."""
+
+    def __init__(self, words: list[str], policy: str = "") -> None:
+        self.words = words
+        self.policy = policy
+        self.globals, rest = scan(words, GLOBAL_VALUES)
+        self.verb = rest[0] if rest else ""
+        self.flags: dict[str, str] = {}
+        self.operands: list[str] = []
+        rest = rest[1:]
+        while rest:
+            found, rest = scan(rest, VERB_VALUES.get(self.verb, ()))
+            self.flags.update(found)
+            if rest[:1] == ["--"]:
+                self.operands += rest[1:]
+                break
+            self.operands += rest[:1]
+            rest = rest[1:]
+
+    @property
+    def id(self) -> str:
+        return self.operands[0] if self.operands else ""
+
+    @property
+    def config(self) -> tuple[str, str]:
+        """The bundle's directory and the document's path, both absolute."""
+        bundle = os.path.abspath(self.flags.get("bundle") or self.flags.get("b") or ".")
+        file = self.flags.get("config") or self.flags.get("f") or "config.json"
+        return bundle, os.path.join(bundle, file)
+
+    @property
+    def key(self) -> str:
+        """Whose record it is: runtimes keep their containers apart by --root."""
+        return f"{self.globals.get('root', '')}\0{self.id}"
+
+    def engine_globals(self) -> Globals:
+        from nestrt.cli.engine import Globals
+
+        log = self.globals.get("log", "").removeprefix("file:")
+        return Globals(log=log, log_format=self.globals.get("log-format", "text"))
+
+
+def find_runtime(name: str) -> str:
+    """The absolute path of the real runtime. Raises NotFound, InputError."""
+    remedy = "name it with --runtime: /usr/sbin/runc"
+    if "/" in name:
+        path = os.path.abspath(name)
+    else:
+        path = next((f"{place}/{name}" for place in PATH.split(":") if os.path.exists(f"{place}/{name}")), "")
+    if not path or not os.access(path, os.X_OK) or os.path.isdir(path):
+        raise NotFound("find", f"runtime {name!a}", "executable file not found in $PATH", remedy)
+    if os.path.realpath(path) == os.path.realpath(sys.argv[0]):
+        raise InputError("wrap", f"runtime {path}", "it is nestrt itself", remedy)
+    return path
+
+
+def become(runtime: str, words: list[str]) -> NoReturn:
+    """exec(2). Raises NotFound, OSError."""
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)  # Python ignores them, and the runtime would too
+    os.execv(runtime, [runtime, *words])
+
+
+def main(argv: list[str]) -> int:
+    """*argv* are the words after ``wrap``. Returns only where the runtime cannot be had, or has been waited for."""
+    own, words = _own(argv)
+    if "help" in own or "h" in own:
+        sys.stdout.write(HEAD)
+        return 0
+    if "runtime" not in own:
+        raise InputError("wrap", "a runtime", "none is named", "write nestrt wrap --runtime /usr/sbin/runc …")
+    call = Call(words, own.get("policy", ""))
+    try:
+        runtime = find_runtime(own["runtime"])
+        if call.verb in MAKING and call.id and not ({"help", "h"} & call.flags.keys()):
+            _make(call)
+        elif call.verb in ("start", "update", "delete") and call.id:
+            from nestrt.cli import _wrapped
+
+            status = _wrapped.ACTIONS[call.verb](call, runtime)
+            if status is not None:
+                return status
+    except (NestrtError, OSError) as error:
+        from nestrt.cli import engine
+
+        engine.report(call.engine_globals(), error, call.verb or "wrap")
+        return 1
+    become(runtime, call.words)
+
+
+def _own(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Our own flags, and the runtime's words from there on."""
+    found: dict[str, str] = {}
+    words = list(argv)
+    while words and words[0].partition("=")[0] in ("--runtime", "--policy", "--help", "-h"):
+        flag, equals, value = words.pop(0).partition("=")
+        if flag in ("--runtime", "--policy") and not equals:
+            if not words:
+                raise InputError("read", f"option {flag}", "its value is missing", "see nestrt wrap --help")
+            value = words.pop(0)
+        found[flag.lstrip("-")] = value
+    return found, words[1:] if words[:1] == ["--"] else words
+
+
+def _make(call: Call) -> None:
+    """Make the guest's limit group and rewrite its document, where a policy holds. Raises NestrtError, OSError."""
+    from nestrt.cli import _plugin
+    from nestrt.cli.hook import read_file
+
+    bundle, path = call.config
+    if not os.path.isfile(path):
+        return  # the runtime says so in its own words
+    document, spec = _plugin.read(read_file(path), path)
+    guest = _plugin.find(document, spec, bundle, call.policy, call.id)
+    if guest is None:
+        return
+    if {"systemd-cgroup"} & call.globals.keys() and call.globals["systemd-cgroup"] != "false":
+        raise InputError(
+            "give a policy to",
+            f"container {call.id}",
+            "its groups are systemd's, and the runtime makes none below a scope",
+            "let the engine's cgroup driver be cgroupfs, or nestrt the runtime",
+        )
+    values = {**_plugin.maker(os.getpid()), "root": call.globals.get("root", ""), "container": call.id}
+    text, record = _plugin.make(guest, call.key, values, parked=call.verb == "create")
+    try:
+        replace_file(path, text)
+        from nestrt.act import plugin
+
+        plugin.sweep(guest.facts.hierarchies, record.name)
+    except BaseException:
+        _plugin.undo(record, guest)
+        raise
+    record.close()
+
+
+def replace_file(path: str, text: str) -> None:
+    """Write a file whole, by rename, with the owner and mode that it had. Raises OSError."""
+    status = os.stat(path, follow_symlinks=False)
+    temporary = f"{path}.nestrt.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        with open(fd, "w", encoding="ascii") as file:
+            file.write(text)
+            os.fchown(fd, status.st_uid, status.st_gid)
+            os.fchmod(fd, status.st_mode & 0o7777)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

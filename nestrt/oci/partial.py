@@ -1,0 +1,119 @@
+"""What must be known of a config.json that another runtime will read: the document itself, and some of it parsed.
+
+That runtime checks the rest. So only what is looked at here is checked, and the
+document stays as it is: names that nobody knows, the order, and numbers as they
+were written.
+
+Source: runtime-spec, config.md, config-linux.md.
+"""
+
+from __future__ import annotations
+
+from nestrt import jsontext
+from nestrt.errors import InputError
+from nestrt.oci import parse_linux
+from nestrt.oci.getter import Wrong, list_of, pairs_of, read, record_of, text, texts
+from nestrt.oci.model import Capabilities, Process, Spec
+from nestrt.oci.parse_process import CAPABILITY_SETS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+LINUX = {
+    key: parse_linux.LINUX[key]
+    for key in (
+        "namespaces",
+        "uidMappings",
+        "gidMappings",
+        "devices",
+        "cgroupsPath",
+        "resources",
+        "maskedPaths",
+        "readonlyPaths",
+    )
+}
+
+
+def load_known(content: str, where: str) -> tuple[dict[str, Any], Spec]:
+    """The document in *content*, and what this module knows of it; *where* is its file, for errors.
+
+    Floats keep their spelling. Raises InputError: it is no JSON, not an object, or what is
+    looked at is not as the specification has it or is there in two spellings.
+    """
+    try:
+        document = jsontext.parse(content, exact=True)
+        return document, _known(document)
+    except Wrong as error:
+        place = f"{where}, {error.path}" if error.path else where
+        raise InputError("read", place, error.reason, error.remedy) from None
+    except ValueError as error:
+        raise InputError("read", where, str(error), "give it one whole JSON document") from None
+
+
+def _known(document: Any) -> Spec:
+    found = read(DOCUMENT, document)
+    one_spelling(document, DOCUMENT)
+    linux = _object(document, "linux")
+    one_spelling(linux, parse_linux.LINUX, "linux")
+    one_spelling(_object(linux, "resources"), RESOURCES, "linux.resources")
+    one_spelling(_object(document, "hooks"), parse_linux.HOOKS, "hooks")
+    one_spelling(_object(linux, "seccomp"), SECCOMP, "linux.seccomp")
+    for index, mount in enumerate(document.get("mounts") or ()):
+        one_spelling(mount, parse_linux.MOUNT, f"mounts[{index}]")
+    found.update(found.pop("linux", {}))
+    found["annotations"] = tuple(sorted(found.get("annotations", ())))
+    return Spec(**{"version": "", **found})
+
+
+def _object(parent: dict[str, Any], key: str) -> dict[str, Any]:
+    value = parent.get(key)
+    if value is None:
+        return {}
+    if type(value) is not dict:
+        raise Wrong("it is not an object", "write an object", key)
+    return value
+
+
+def one_spelling(value: dict[str, Any], known: Any, where: str = "") -> None:
+    """Go's encoding/json takes names in any case, and the last of two: what is changed here must not be said twice."""
+    for key in value:
+        if key not in known and any(key.casefold() == name.casefold() for name in known):
+            mistake = Wrong("a name of the specification in another case", "write it as the specification does", key)
+            if where:
+                mistake.at(where)
+            raise mistake
+
+
+def _process(value: Any) -> Process:
+    return Process(**read(PROCESS, value))
+
+
+def _linux(value: Any) -> dict[str, Any]:
+    found = read({**LINUX, "seccomp": ("seccomp", lambda profile: read(SECCOMP, profile))}, value)
+    found.pop("seccomp", None)  # that it has the form is all
+    return found
+
+
+def _root(value: Any) -> str:
+    return str(read({"path": ("path", text)}, value).get("path", ""))
+
+
+PROCESS = {"capabilities": ("capabilities", record_of(Capabilities, CAPABILITY_SETS)), "args": ("args", texts)}
+DOCUMENT: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "process": ("process", _process),
+    "root": ("root_path", _root),
+    "mounts": ("mounts", parse_linux.parse_mounts),
+    "hooks": ("hooks", parse_linux.parse_hooks),
+    "annotations": ("annotations", pairs_of(text)),
+    "linux": ("linux", _linux),
+}
+RESOURCES = (
+    "devices", "memory", "cpu", "pids", "blockIO", "hugepageLimits", "network", "rdma", "unified",
+)  # fmt: skip
+SECCOMP = {
+    "defaultAction": ("action", text),
+    "architectures": ("architectures", texts),
+    "syscalls": ("syscalls", list_of(lambda entry: read({"names": ("names", texts)}, entry))),
+}

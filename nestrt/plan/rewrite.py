@@ -1,0 +1,242 @@
+"""A bundle's config.json made to keep the laws under any runtime: a document in, a document out. Pure.
+
+::
+
+    as an engine writes it                  as the runtime gets it
+    linux.cgroupsPath   /machine/x          /machine/x/guest           the limit group is now one above
+    linux.namespaces                        + cgroup                   /machine/x/guest is the guest's "/"
+    mounts              cgroup, ro          cgroup, rw; the v2 tree of a hybrid host; no bind of the host's
+    linux.resources     what it asks        no more than the policy's [limits]
+    linux.readonlyPaths                     + the limit files of the view, and hierarchies that it may not divide
+    linux.maskedPaths                       + hierarchies that the policy leaves out
+    linux.seccomp                           - open_by_handle_at(2), where capabilities would open the limit group by it
+    hooks                                   + createRuntime, poststart, poststop: nestrt's
+    annotations                             + io.nestrt.limit-group
+
+The limit group itself, with limits, device rules, caps and mark, is made before the runtime
+is called (plan/plugin.py). Every field that is not named above stays as it is, and so does
+the whole document where no policy holds. Done twice it is the same as done once.
+"""
+
+from __future__ import annotations
+
+from nestrt import jsontext
+from nestrt.errors import InputError
+from nestrt.oci.model import Spec
+from nestrt.plan.narrow import within
+from nestrt.plan.request import GUEST_ROOT
+from nestrt.plan.rewrite_view import View, view_mounts, view_paths
+from nestrt.plan.update import as_json
+from nestrt.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nestrt.level.limits import Limits
+    from nestrt.level.policy import Policy
+    from nestrt.plan.facts import Hierarchy
+
+    Document = dict[str, Any]
+
+# Not "nestrt.…": those are a bundle's own words, and unknown ones are refused.
+NOTE = "io.nestrt.limit-group"
+GUEST_SOCKET = "/run/nestrt/guest.sock"
+HOOKS = ("createRuntime", "poststart", "poststop")
+# A hook without an environment is given the runtime's own (Go, os/exec), which may be an image's (CVE-2025-23266).
+HOOK_ENV = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin",)
+HOOK_TIMEOUT = 60  # seconds
+HANDLES = "open_by_handle_at"
+# Held in the initial user namespace, each opens groups above the view by file handle.
+HANDLE_CAPABILITIES = frozenset(("CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN"))
+REFUSING = ("SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_TRAP")
+EPERM = 1
+
+
+@record
+class Terms:
+    """What a rewrite is made from besides the document.
+
+    *policy* is what holds for the bundle, its limits the host's own; *group* the limit group, absolute;
+    *hierarchies* those that have it. *files* are the names of control files that the guest root will have,
+    by a hierarchy's name. *hook* is the program that the hooks run, and its arguments up to the stage.
+    *machine* is uname(2)'s. *socket* is the broker's, on the host, "" where the guest is to have none.
+    """
+
+    policy: Policy
+    group: str
+    hierarchies: tuple[Hierarchy, ...]
+    files: dict[str, tuple[str, ...]]
+    hook: tuple[str, ...]
+    machine: str = "x86_64"
+    socket: str = ""
+
+
+def noted_group(spec: Spec) -> str:
+    """The limit group of a document that has been rewritten, "" where it has not.
+
+    Raises InputError where somebody else has written the annotation.
+    """
+    noted = spec.annotation(NOTE)
+    if noted is None:
+        return ""
+    if noted.startswith("/") and spec.cgroups_path == f"{noted}/{GUEST_ROOT}":
+        return noted
+    raise InputError(
+        "honour",
+        f"annotation {NOTE}",
+        "it does not belong to linux.cgroupsPath, and only nestrt writes it",
+        "leave it out",
+    )
+
+
+def private_ids(spec: Spec) -> bool:
+    """Whether the container's root is another id than the owner of the limit files: plan.ids.Identity.private."""
+    ranges = (spec.uid_mappings, spec.gid_mappings)
+    return spec.namespace("user") is not None and all(
+        bool(side) and all(outside != 0 for _, outside, _ in side) for side in ranges
+    )
+
+
+def rewrite(document: Document, spec: Spec, terms: Terms | None) -> Document:
+    """*document*, of which *spec* is what oci.partial knows, by *terms*; itself where there are none.
+
+    Raises InputError where it cannot be made to keep the laws, naming the place in it.
+    """
+    if terms is None:
+        return document
+    noted_group(spec)
+    _possible(spec)
+    linux = dict(document.get("linux") or {})
+    view = View(terms.policy, terms.hierarchies, terms.files, private_ids(spec))
+    linux["cgroupsPath"] = f"{terms.group}/{GUEST_ROOT}"
+    linux["namespaces"] = _namespaces(linux.get("namespaces") or [], spec)
+    resources = within_limits(linux.get("resources") or {}, spec, terms.policy.limits)
+    if resources:
+        linux["resources"] = resources
+    read_only, masked = view_paths(view)
+    for key, paths in (("readonlyPaths", read_only), ("maskedPaths", masked)):
+        if more := [path for path in paths if path not in (linux.get(key) or ())]:
+            linux[key] = [*(linux.get(key) or ()), *more]
+    if _opens_handles(spec):
+        linux["seccomp"] = without_handles(linux.get("seccomp"), terms.machine)
+    mounts = view_mounts(document.get("mounts") or [], spec.mounts, view)
+    if terms.socket:
+        mounts = _with_socket(mounts, terms.socket)
+    return {
+        **document,
+        "annotations": {**(document.get("annotations") or {}), NOTE: terms.group},
+        "mounts": mounts,
+        "hooks": _hooks(document.get("hooks") or {}, terms.hook),
+        "linux": linux,
+    }
+
+
+def text_of(document: Document) -> str:
+    """*document* as JSON. Raises InputError where it is nested too deeply to be written."""
+    try:
+        return jsontext.dumps(document)
+    except RecursionError:
+        raise InputError(
+            "rewrite", "config.json", "its objects and arrays are nested too deeply", "nest them less"
+        ) from None
+
+
+def _possible(spec: Spec) -> None:
+    """Raises InputError for what no rewriting helps."""
+    if spec.namespace("mount") is None:
+        raise InputError(
+            "give a policy to",
+            "a container without a mount namespace",
+            "a view is a mount of its own",
+            "add a mount namespace to linux.namespaces, or leave the policy out",
+        )
+    entry = spec.namespace("cgroup")
+    if entry is not None and entry.path:
+        raise InputError(
+            "give a policy to",
+            f"a container that joins the cgroup namespace {entry.path}",
+            "a policy gives it one of its own",
+            "take the path out of linux.namespaces, or leave the policy out",
+        )
+
+
+def _namespaces(entries: list[Any], spec: Spec) -> list[Any]:
+    return entries if spec.namespace("cgroup") is not None else [*entries, {"type": "cgroup"}]
+
+
+def within_limits(raw: Document, spec: Spec, limits: Limits) -> Document:
+    """linux.resources *raw* with nothing above *limits*; what does not change keeps its form. Raises InputError."""
+    given = spec.resources
+    found = within(limits, given)
+    if found == given:
+        return raw
+    before, after = as_json(given), as_json(found)
+    result = dict(raw)
+    for key, value in after.items():
+        if value == before.get(key):
+            continue
+        had = result.get(key)
+        result[key] = {**had, **value} if isinstance(had, dict) and isinstance(value, dict) else value
+    if given.devices and not found.devices:
+        result["devices"] = [{"allow": False, "access": "rwm"}]
+    return result
+
+
+def _opens_handles(spec: Spec) -> bool:
+    sets = spec.process.capabilities if spec.process else None
+    if sets is None or spec.namespace("user") is not None:
+        return False
+    held = {name.upper() for names in sets.__dict__.values() for name in names}
+    return bool(held & HANDLE_CAPABILITIES)
+
+
+def without_handles(seccomp: Document | None, machine: str) -> Document:
+    """The profile *seccomp*, None for none, under which open_by_handle_at(2) fails with EPERM."""
+    deny = {"names": [HANDLES], "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM}
+    if not seccomp:
+        native = {"x86_64": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]}
+        native["aarch64"] = ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]
+        architectures = {"architectures": native[machine]} if machine in native else {}
+        return {"defaultAction": "SCMP_ACT_ALLOW", **architectures, "syscalls": [deny]}
+    kept = []
+    for entry in seccomp.get("syscalls") or []:
+        names = entry.get("names") or []
+        if HANDLES in names and entry != deny:
+            names = [name for name in names if name != HANDLES]
+            if not names:
+                continue
+            entry = {**entry, "names": names}
+        if entry != deny:
+            kept.append(entry)
+    if seccomp.get("defaultAction") not in REFUSING:
+        kept.append(deny)
+    return {**seccomp, "syscalls": kept}
+
+
+def _with_socket(mounts: list[Any], socket: str) -> list[Any]:
+    """The broker's socket in the guest, where its client looks for it."""
+    entry = {
+        "destination": GUEST_SOCKET,
+        "type": "bind",
+        "source": socket,
+        "options": ["bind", "nosuid", "nodev", "noexec", "rprivate"],
+    }
+    return [*(mount for mount in mounts if mount.get("destination") != GUEST_SOCKET), entry]
+
+
+def _hooks(hooks: Document, program: tuple[str, ...]) -> Document:
+    """*hooks* with ours, each once, and last in its stage: others may prepare what ours looks at."""
+    found = dict(hooks)
+    path, *arguments = program
+    for stage in HOOKS:
+        others = [hook for hook in found.get(stage) or [] if not _is_ours(hook, path, stage)]
+        ours = {"path": path, "args": [*arguments, stage], "env": list(HOOK_ENV), "timeout": HOOK_TIMEOUT}
+        found[stage] = [*others, ours]
+    return found
+
+
+def _is_ours(hook: Document, path: str, stage: str) -> bool:
+    """Whether an earlier rewrite has put *hook* there, or an engine's directory of hooks, maybe with other options."""
+    args = hook.get("args") or []
+    return hook.get("path") == path and args[:2] == ["nestrt", "hook"] and stage in args

@@ -1,0 +1,134 @@
+"""The guest's view in a config.json: its cgroup mounts, and what of them is read-only or hidden. Pure.
+
+::
+
+    host            type cgroup, as runc and crun mount it           besides
+    v1              tmpfs, and every v1 hierarchy below it
+    hybrid          the same                                         type cgroup2 at /sys/fs/cgroup/unified
+    v2              the v2 tree
+
+All of them are mounted in the container's cgroup namespace, and so begin at the guest root.
+"""
+
+from __future__ import annotations
+
+from nestrt.controllers.names import expand
+from nestrt.controllers.table import canonical, limit_files
+from nestrt.level.units import clean
+from nestrt.plan.groups import delegated, divisible
+from nestrt.plan.request import Request
+from nestrt.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nestrt.level.policy import Policy
+    from nestrt.oci.model import Mount
+    from nestrt.plan.facts import Hierarchy
+
+    Document = dict[str, Any]
+
+CGROUP_ROOT = "/sys/fs/cgroup"
+FIXED = ["nosuid", "noexec", "nodev", "relatime"]
+BINDS = ("bind", "rbind")
+
+
+@record
+class View:
+    """What the guest is to see: *files* are the names of control files of the guest root by hierarchy, *private*
+    says that ownership locks them."""
+
+    policy: Policy
+    hierarchies: tuple[Hierarchy, ...]
+    files: dict[str, tuple[str, ...]]
+    private: bool
+
+    @property
+    def request(self) -> Request:
+        return Request("", "", (), self.policy)
+
+    def shows(self, h: Hierarchy) -> bool:
+        """Whether the policy lets the guest see *h*, a v1 hierarchy; the v2 tree it always sees."""
+        wanted = self.policy.controllers
+        if h.version == 2 or not h.controllers or wanted is None:
+            return True
+        return any(canonical(name) in wanted for name in h.controllers)
+
+
+def place(h: Hierarchy) -> str:
+    """Where the guest finds *h*: as the host lays its own out, "" for one that is mounted elsewhere or nowhere."""
+    if h.mountpoint == CGROUP_ROOT or h.mountpoint.startswith(CGROUP_ROOT + "/"):
+        return h.mountpoint
+    return ""
+
+
+def _of_hosts_cgroups(mount: Mount) -> bool:
+    """Whether *mount* is a view, or a bind of what lies below the host's."""
+    if any(word in BINDS for word in mount.options):
+        source = clean(mount.source)
+        return source == CGROUP_ROOT or source.startswith(CGROUP_ROOT + "/")
+    return mount.type in ("cgroup", "cgroup2")
+
+
+def view_mounts(raw: list[Any], mounts: tuple[Mount, ...], view: View) -> list[Any]:
+    """The document's mounts *raw*, parsed as *mounts*, with the policy's view in place of every cgroup mount."""
+    kept: list[Any] = []
+    base: Document = {}
+    at, after_sys = -1, -1
+    for entry, mount in zip(raw, mounts, strict=True):
+        target = clean(mount.destination if mount.destination.startswith("/") else "/" + mount.destination)
+        if _of_hosts_cgroups(mount):
+            if at < 0:
+                at = len(kept)
+            if not base and target == CGROUP_ROOT and mount.type in ("cgroup", "cgroup2"):
+                base = entry
+            continue
+        if "rbind" in mount.options and clean(mount.source) in ("/sys", "/sys/fs"):
+            # The launching level's own cgroup mounts are below.
+            entry = {**entry, "options": ["bind" if word == "rbind" else word for word in mount.options]}
+        kept.append(entry)
+        if target in ("/sys", "/sys/fs"):
+            after_sys = len(kept)
+    at = max(len(kept) if at < 0 and after_sys < 0 else at, after_sys)
+    return [*kept[:at], *_entries(view, base), *kept[at:]]
+
+
+def _entries(view: View, base: Document) -> list[Document]:
+    policy = view.policy
+    if policy.mount == "none" or not policy.virtualize:
+        options = ["nosuid", "noexec", "nodev", "mode=755", "size=64k", "ro"]
+        return [{"destination": CGROUP_ROOT, "type": "tmpfs", "source": "tmpfs", "options": options}]
+    word = "rw" if policy.mount == "rw" else "ro"
+    given = [option for option in base.get("options") or FIXED if option not in ("ro", "rw")]
+    options = [*given, *(option for option in FIXED[:3] if option not in given), word]
+    found = [{**base, "destination": CGROUP_ROOT, "type": "cgroup", "source": "cgroup", "options": options}]
+    if any(h.version == 1 for h in view.hierarchies):
+        for h in view.hierarchies:
+            if h.version == 2 and place(h):
+                entry = {"destination": place(h), "type": "cgroup2", "source": "cgroup2", "options": [*FIXED, word]}
+                found.append(entry)
+    return found
+
+
+def view_paths(view: View) -> tuple[list[str], list[str]]:
+    """(read-only, masked) paths in the guest: its locked limit files, and hierarchies that are not its to write or see.
+
+    Where a user namespace gives the guest other ids, ownership locks the files.
+    """
+    read_only: list[str] = []
+    masked: list[str] = []
+    if view.policy.mount == "none":
+        return read_only, masked
+    for h in view.hierarchies:
+        where = place(h)
+        if not where:
+            continue
+        if not view.shows(h):
+            masked.append(where)
+        elif view.policy.mount == "rw" and not delegated(view.request, h):
+            read_only.append(where)
+        elif view.policy.mount == "rw" and not view.private:
+            names = divisible(view.request, h) if h.version == 2 else h.controllers
+            read_only += [f"{where}/{name}" for name in expand(limit_files(h.version, names), view.files[h.name])]
+    return read_only, masked
