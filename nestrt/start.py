@@ -5,6 +5,8 @@ compiled file, 14 ms for the 70 of a launch. So their code is kept together in
 one file beside the compiled modules, made again whenever a source has changed;
 where it cannot be read or written, the ordinary import does the work.
 
+The file begins with an index, which alone is read at the start; a module's code is read when it is imported.
+
 What is kept has less in it: no docstrings, no annotations but those of classes
 (record.py reads them), nothing that stands below ``if TYPE_CHECKING`` and no
 line numbers, which is a third of the bytes to read.
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     Stamp = tuple[int, int]  # st_mtime_ns, st_size
-    Codes = dict[str, tuple[int, int, bytes]]
+    Index = dict[str, tuple[int, int, int, int]]  # a Stamp, and where in the pack the module is: offset, length
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 PACK = f"{PACKAGE}/__pycache__/pack.{sys.implementation.cache_tag}"
@@ -97,38 +99,66 @@ def _compiled(path: str) -> bytes:
     return marshal.dumps(_bare(compile(tree, path, "exec", dont_inherit=True, optimize=2)))
 
 
-def pack() -> Codes:
+LENGTH = 8  # bytes of the index's own length, which is the first thing in the pack
+
+
+def _sealed(stamp: Stamp) -> bytes:
+    """What stands before a module's code: another process may have written another pack since the index was read."""
+    return b"".join(number.to_bytes(8, "little") for number in stamp)
+
+
+def pack() -> Index:
     """Compile every module into PACK. Raises OSError where it cannot be written."""
-    codes: Codes = {}
+    parts: list[bytes] = []
+    index: Index = {}
+    end = 0
     for file in _sources():
         path = f"{PACKAGE}/{file}"
-        codes[_name(file)] = (*_stamp(path), _compiled(path))
+        stamp = _stamp(path)
+        parts.append(_sealed(stamp) + _compiled(path))
+        index[_name(file)] = (*stamp, end, len(parts[-1]))
+        end += len(parts[-1])
+    # Offsets count from the end of the index, whose length depends on them.
+    head = marshal.dumps(index)
     os.makedirs(os.path.dirname(PACK), exist_ok=True)
     temporary = f"{PACK}.{os.getpid()}"
     try:
         with open(temporary, "wb") as file_:
-            file_.write(marshal.dumps(codes))
+            file_.writelines((len(head).to_bytes(LENGTH, "little"), head, *parts))
         os.replace(temporary, PACK)
     except BaseException:
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
-    return codes
+    return _placed(index, LENGTH + len(head))
 
 
-def unpack() -> Codes:
-    """The code of every module by name, {} where only the ordinary import can help."""
+def _placed(index: Index, begin: int) -> Index:
+    return {name: (time, size, at + begin, length) for name, (time, size, at, length) in index.items()}
+
+
+def unpack() -> Index:
+    """Where the code of every module is, {} where only the ordinary import can help."""
     try:
-        with open(PACK, "rb") as file:
-            codes = marshal.loads(file.read())
-        if isinstance(codes, dict):
-            return codes
+        fd = os.open(PACK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return _packed()
+    try:
+        content = os.read(fd, 65536)
+        length = int.from_bytes(content[:LENGTH], "little")
+        if length > len(content) - LENGTH:
+            content += os.pread(fd, min(length, 1 << 24), len(content))
+        index = marshal.loads(content[LENGTH : LENGTH + length])
+        if isinstance(index, dict):
+            return _placed(index, LENGTH + length)
     except (OSError, ValueError, EOFError, TypeError):
         pass
+    finally:
+        os.close(fd)
     return _packed()
 
 
-def _packed() -> Codes:
+def _packed() -> Index:
     try:
         return pack()
     except (OSError, SyntaxError):
@@ -138,9 +168,10 @@ def _packed() -> Codes:
 class Finder:
     """A meta path finder (importlib.abc) over the packed code; what has changed since is packed again, once."""
 
-    def __init__(self, codes: Codes) -> None:
-        self.codes = codes
+    def __init__(self, index: Index) -> None:
+        self.index = index
         self.fresh = False
+        self.found: dict[str, bytes] = {}  # between find_spec and exec_module
 
     def code(self, name: str, origin: str) -> bytes | None:
         """The code of module *name*, whose file is *origin*; None: the ordinary import is to look."""
@@ -148,12 +179,29 @@ class Finder:
             stamp = _stamp(origin)
         except OSError:
             return None
-        found = self.codes.get(name)
-        if (found is None or found[:2] != stamp) and not self.fresh:
+        code = self._read(name, stamp)
+        if code is None and not self.fresh:
             self.fresh = True
-            self.codes = _packed()
-            found = self.codes.get(name)
-        return found[2] if found is not None and found[:2] == stamp else None
+            self.index = _packed()
+            code = self._read(name, stamp)
+        return code
+
+    def _read(self, name: str, stamp: Stamp) -> bytes | None:
+        place = self.index.get(name)
+        if place is None or place[:2] != stamp:
+            return None
+        try:
+            fd = os.open(PACK, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            content = os.pread(fd, place[3], place[2])
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        seal = _sealed(stamp)
+        return content[len(seal) :] if len(content) == place[3] and content.startswith(seal) else None
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if not name.startswith("nestrt."):
@@ -161,8 +209,10 @@ class Finder:
         base = f"{PACKAGE}/{'/'.join(name.split('.')[1:])}"
         is_package = os.path.isdir(base)
         origin = f"{base}/__init__.py" if is_package else f"{base}.py"
-        if self.code(name, origin) is None:
+        code = self.code(name, origin)
+        if code is None:
             return None
+        self.found[name] = code
         spec = ModuleSpec(name, self, origin=origin, is_package=is_package)  # type: ignore[arg-type]
         spec.has_location = True
         if spec.submodule_search_locations is not None:
@@ -173,14 +223,14 @@ class Finder:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        exec(marshal.loads(self.codes[module.__name__][2]), module.__dict__)
+        exec(marshal.loads(self.found.pop(module.__name__)), module.__dict__)
 
 
 def run(argv: list[str]) -> None:
     """Run a command and leave without the interpreter's own clean-up, which frees what the kernel frees anyway."""
-    codes = unpack()
-    if codes:
-        sys.meta_path.insert(0, Finder(codes))
+    index = unpack()
+    if index:
+        sys.meta_path.insert(0, Finder(index))
     from nestrt.__main__ import main
 
     status = main(argv)

@@ -7,7 +7,7 @@ import os
 
 from nestrt.act.places import is_node
 from nestrt.errors import HostError, InputError
-from nestrt.kernel import mount, mountinfo, namespaces
+from nestrt.kernel import id_maps, mount, mountinfo, namespaces
 from nestrt.plan import mount_steps as do
 
 TYPE_CHECKING = False
@@ -127,8 +127,8 @@ def _user_namespace(uids: do.Ranges, gids: do.Ranges) -> int:
         os._exit(0)
     os.close(reader)
     try:
-        namespaces.write_id_map(pid, "uid_map", uids)
-        namespaces.write_id_map(pid, "gid_map", gids)
+        id_maps.write_id_map(pid, "uid_map", uids)
+        id_maps.write_id_map(pid, "gid_map", gids)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(writer)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nestrt.act.first import Steps
     from nestrt.kernel.libseccomp import Filter
     from nestrt.oci.model import Hook
-    from nestrt.plan.container import Bundle
+    from nestrt.plan.bundle import Bundle
     from nestrt.plan.exec import Joining
 
 SYS_close_range = 436

@@ -9,7 +9,7 @@ from nestrt.act import first, groups, guest, launch
 from nestrt.act.process import Guest
 from nestrt.act.protocol import Channel, pair
 from nestrt.errors import HostError, StateError
-from nestrt.kernel import mount, namespaces
+from nestrt.kernel import id_maps, mount, namespaces
 from nestrt.plan import host_steps as do
 from nestrt.plan.steps import Step
 
@@ -110,8 +110,8 @@ def become_first(launcher: Launcher, channel: Channel) -> NoReturn:
 
 
 def _map_ids(launcher: Launcher, step: do.MapIds) -> None:
-    namespaces.write_id_map(launcher.pid, "uid_map", step.uids)
-    namespaces.write_id_map(launcher.pid, "gid_map", step.gids)
+    id_maps.write_id_map(launcher.pid, "uid_map", step.uids)
+    id_maps.write_id_map(launcher.pid, "gid_map", step.gids)
 
 
 def _shift(launcher: Launcher, tree: int) -> None:

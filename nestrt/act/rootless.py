@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 
 from nestrt.errors import HostError, InputError
-from nestrt.kernel import mount, namespaces
+from nestrt.kernel import id_maps, mount, namespaces
 from nestrt.plan.ids import Ranges
 
 PROGRAMS = {"uid_map": "newuidmap", "gid_map": "newgidmap"}
@@ -81,7 +81,7 @@ def become_root(uids: Ranges, gids: Ranges) -> None:
             file.write("deny")
     for kind in maps:
         if kind not in helped:
-            namespaces.write_id_map(launcher, kind, maps[kind])
+            id_maps.write_id_map(launcher, kind, maps[kind])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     mount.propagation("/", mount.MS_REC | mount.MS_SLAVE)

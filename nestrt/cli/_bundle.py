@@ -20,10 +20,19 @@ from nestrt.errors import HostError, InputError, NestrtError, NotFound, StateErr
 from nestrt.kernel import caps, selfexe
 from nestrt.level.policy import Policy
 from nestrt.oci.document import load, require_process
-from nestrt.plan.container import Bundle, plan_container, waits_above
+from nestrt.plan.bundle import Bundle
+from nestrt.plan.container import plan_container, waits_above
 from nestrt.plan.process import ungranted
 from nestrt.plan.request import Request
-from nestrt.probe.bundle import cgroup_path, elsewhere, gather_bundle, held_devices, joined_maps, joins_own_network
+from nestrt.probe.bundle import (
+    cgroup_path,
+    elsewhere,
+    gather_bundle,
+    held_devices,
+    joined_maps,
+    joins_own_network,
+    missing_parents,
+)
 from nestrt.probe.policies import policy_of
 from nestrt.record import replace
 
@@ -60,17 +69,6 @@ def read_config(bundle: str, file: str) -> tuple[str, str]:
     if len(data) > CONFIG_LIMIT:
         raise InputError("read", path, f"it is longer than {CONFIG_LIMIT >> 20} MiB", "shorten it")
     return data.decode("utf-8", "replace"), path
-
-
-def missing_parents(hierarchies: tuple[Hierarchy, ...], group: str) -> list[str]:
-    """Which of the groups above *group* will have to be made, deepest first: they go with the container."""
-    found = []
-    above = group.rpartition("/")[0]
-    while above:
-        if all(not os.path.isdir(h.path(above)) for h in hierarchies):
-            found.append(above)
-        above = above.rpartition("/")[0]
-    return found
 
 
 def held_names() -> frozenset[str]:

@@ -6,34 +6,38 @@ import os
 import time
 
 from nestrt import jsontext
-from nestrt.act import plugin, remove
-from nestrt.act.groups import hold_parents
-from nestrt.cli._bundle import missing_parents
+from nestrt.act import plugin, records, remove
+from nestrt.act.groups import Worker, hold_parents
+from nestrt.cli.hook import CONFIG_LIMIT
+from nestrt.controllers.oci_devices import as_allow_list
 from nestrt.errors import HostError, InputError, NestrtError, StateError
 from nestrt.host.marks import valid_name
 from nestrt.kernel import pidfd
 from nestrt.level.binding import Bundle as Bound
 from nestrt.level.check import check
+from nestrt.level.devices import EVERYTHING
 from nestrt.level.limits import Limits
 from nestrt.oci.partial import load_known
 from nestrt.plan import plugin as plan
-from nestrt.plan.container import Bundle
+from nestrt.plan.bundle import Bundle, identity
+from nestrt.plan.groups import mark
 from nestrt.plan.policy_limits import for_bundle
 from nestrt.plan.request import Request
 from nestrt.plan.rewrite import Terms, noted_group, rewrite, text_of
-from nestrt.probe.bundle import cgroup_path, gather_bundle, held_devices
-from nestrt.probe.policies import policy_of
+from nestrt.plan.script import script
+from nestrt.probe.bundle import cgroup_path, gather_bundle, held_devices, missing_parents
+from nestrt.probe.policies import policy_of, to_fields
 from nestrt.record import record, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from nestrt.level.policy import Policy
     from nestrt.oci.model import Spec
     from nestrt.plan.facts import Facts
 
-CONFIG_LIMIT = 16 << 20  # bytes
 # What engines put around a container's id to name its group.
 PREFIXES = ("libpod-", "crio-", "cri-containerd-", "docker-", "nerdctl-", "buildah-")
 HOOKS_PROGRAM = f"{os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))}/hooks/nestrt"
@@ -64,13 +68,12 @@ def guest_name(group: str) -> str:
     if valid_name(base):
         return base
     kept = "".join(c for c in base if c.isascii() and (c.isalnum() or c in "_.-")).strip("_.-")[:24]
-    return f"{kept or 'guest'}-{plugin.key(group)[:12]}"
+    return f"{kept or 'guest'}-{records.key(group)[:12]}"
 
 
-def program(policy_name: str, parked: bool) -> tuple[str, ...]:
+def program(policy_name: str) -> tuple[str, ...]:
     """The path, and the arguments up to a stage, by which a runtime calls nestrt's hooks."""
-    options = (*(("--policy", policy_name) if policy_name else ()), *(("--parked",) if parked else ()))
-    return (HOOKS_PROGRAM, "nestrt", "hook", *options)
+    return (HOOKS_PROGRAM, "nestrt", "hook", *(("--policy", policy_name) if policy_name else ()))
 
 
 def read(content: bytes, where: str) -> tuple[dict[str, Any], Spec]:
@@ -133,16 +136,16 @@ def _no_place(spec: Spec, id: str) -> NestrtError:
     )
 
 
-def make(guest: Guest, key: str, values: dict[str, object], parked: bool = False) -> tuple[str, plugin.Record]:
+def make(guest: Guest, key: str, values: dict[str, object], parked: bool = False) -> tuple[str, records.Record]:
     """Make the limit group. Returns the document for the runtime, and the record, locked.
 
     *key* says whose record it is, *values* what else it is to say, *parked* as in plan.plugin.settle().
     Whatever fails, nothing stays behind. Raises NestrtError, OSError.
     """
-    found = plugin.open_record(plugin.key(key), make=True)
+    found = records.open_record(records.key(key), make=True)
     assert found is not None
     facts, bundle = guest.facts, guest.bundle
-    worker = plugin.Worker(guest.name)
+    worker = Worker(guest.name)
     try:
         _vacate(found, guest)
         generation = os.urandom(8).hex()
@@ -160,11 +163,13 @@ def make(guest: Guest, key: str, values: dict[str, object], parked: bool = False
         found.save()
         request = bundle.request
         assert request is not None
-        bundle = replace(bundle, request=replace(request, origin=(*request.origin, ("record", found.name))))
+        bundle = replace(bundle, request=replace(request, origin=(("record", found.name),)))
         steps = plan.prepare(bundle, facts, generation, now)
         hold_parents(worker)
         worker.run(steps)
-        return _rewritten(guest, parked), found
+        found.values.update(_later(bundle, facts, generation, now, parked))
+        found.save()
+        return _rewritten(guest, found.name, parked), found
     except BaseException:
         undo(found, guest)
         raise
@@ -172,7 +177,20 @@ def make(guest: Guest, key: str, values: dict[str, object], parked: bool = False
         worker.release()
 
 
-def undo(record: plugin.Record, guest: Guest) -> None:
+def make_and_write(guest: Guest, write: Callable[[bytes], object]) -> int:
+    """For precreate: make the limit group and *write* the document. 0; raises NestrtError, OSError."""
+    text, record = make(guest, guest.bundle.cgroup, maker(os.getppid()))
+    try:
+        write(text.encode())
+        plugin.sweep(guest.facts.hierarchies, record.name)
+    except BaseException:
+        undo(record, guest)
+        raise
+    record.close()
+    return 0
+
+
+def undo(record: records.Record, guest: Guest) -> None:
     """Take back what make() has made; a failure here does not hide why."""
     try:
         plugin.take_back(record, guest.facts.hierarchies)
@@ -180,7 +198,7 @@ def undo(record: plugin.Record, guest: Guest) -> None:
         record.close()  # for gc
 
 
-def _vacate(found: plugin.Record, guest: Guest) -> None:
+def _vacate(found: records.Record, guest: Guest) -> None:
     """Remove what an earlier start of the same container has left. Raises StateError where something lives in it."""
     group, hierarchies = guest.bundle.cgroup, guest.facts.hierarchies
     if all(not os.path.isdir(h.path(group)) for h in hierarchies):
@@ -196,30 +214,30 @@ def _vacate(found: plugin.Record, guest: Guest) -> None:
         remove.remove_tree(group, hierarchies)
 
 
-def _rewritten(guest: Guest, parked: bool) -> str:
+def _later(bundle: Bundle, facts: Facts, generation: str, created: int, parked: bool) -> dict[str, object]:
+    """What the hooks need, so that they need not plan it again."""
+    request = bundle.request
+    assert request is not None
+    whole = jsontext.dumps(mark(request, facts, generation, identity(bundle), created))
+    return {
+        "name": request.name,
+        "script": script(plan.settle(bundle, facts, whole, parked)),
+        "parked": parked,
+        "first": request.first_group,
+        "hierarchies": records.rows(facts.hierarchies),
+        "policy": to_fields(request.policy),
+        "mark": facts.mark,
+        "every_device": as_allow_list(bundle.rules) == EVERYTHING,
+    }
+
+
+def _rewritten(guest: Guest, record: str, parked: bool) -> str:
     facts, group = guest.facts, guest.bundle.cgroup
     files = {h.name: tuple(os.listdir(h.path(group))) for h in facts.hierarchies}
-    terms = Terms(guest.host, group, facts.hierarchies, files, program(guest.usual, parked), os.uname().machine)
+    terms = Terms(guest.host, group, facts.hierarchies, files, program(guest.usual), record, os.uname().machine)
     return text_of(rewrite(guest.document, guest.spec, terms))
 
 
 def maker(pid: int) -> dict[str, object]:
     """What a record says of the process that goes on to start the runtime."""
     return {"maker": pid, "began": pidfd.start_time(pid) or 0}
-
-
-def mark_of(guest: Guest) -> dict[str, Any]:
-    """The mark on the guest's limit group. Raises HostError where there is none: nobody has prepared it."""
-    found = remove.read_mark(guest.facts.primary, guest.bundle.cgroup)
-    if found.get("name") != guest.name or not isinstance(found.get("record"), str):
-        raise HostError(
-            "settle",
-            f"guest {guest.name}",
-            f"its limit group {guest.bundle.cgroup} has no mark of nestrt's",
-            "bind the precreate hook too, or let nestrt wrap be the engine's runtime",
-        )
-    return found
-
-
-def whole(mark: dict[str, Any]) -> str:
-    return jsontext.dumps(mark)

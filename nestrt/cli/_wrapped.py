@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from nestrt import jsontext
-from nestrt.act import plugin
+from nestrt.act import plugin, records
 from nestrt.act.containers import Container
 from nestrt.cli.options import parse_go
 from nestrt.errors import StateError
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from nestrt.oci.resources import Resources
 
 
-def _record(call: Call) -> plugin.Record | None:
+def _record(call: Call) -> records.Record | None:
     """The container's record, locked; None where it is no guest."""
-    name = plugin.key(call.key)
-    return plugin.open_record(name) if os.path.exists(f"{plugin.DIRECTORY}/{name}") else None
+    name = records.key(call.key)
+    return records.open_record(name) if os.path.exists(f"{records.DIRECTORY}/{name}") else None
 
 
 def start(call: Call, runtime: str) -> int | None:
@@ -83,11 +83,11 @@ def run(runtime: str, words: list[str], stdin: int = -1) -> int:
 class _Wrapped(Container):
     """A guest of another runtime, for what changes limits: its record is its state file."""
 
-    def __init__(self, record: plugin.Record, limits: Limits, config: str) -> None:
+    def __init__(self, record: records.Record, limits: Limits, config: str) -> None:
         values = {"cgroup": record.text("group"), "virtualized": True, "bound": limits.to_mark()}
         if "resources" in record.values:
             values["resources"] = record.values["resources"]
-        super().__init__(plugin.DIRECTORY, record.text("container"), values)
+        super().__init__(records.DIRECTORY, record.text("container"), values)
         self.record = record
         self.text_of_config = config
 
@@ -123,7 +123,7 @@ def update(call: Call, runtime: str) -> int | None:
         record.close()
 
 
-def _update(call: Call, runtime: str, record: plugin.Record) -> int:
+def _update(call: Call, runtime: str, record: records.Record) -> int:
     from nestrt.cli import _plugin
     from nestrt.cli import update as verb
     from nestrt.cli.hook import read_file

@@ -6,7 +6,7 @@ import os
 import sys
 
 from nestrt import jsontext
-from nestrt.act import containers, remove
+from nestrt.act import containers, plugin, remove
 from nestrt.act.containers import Container
 from nestrt.act.destroy import destroy
 from nestrt.cli._guests import disconnector, each
@@ -19,8 +19,9 @@ from nestrt.probe.facts import primary, read_hierarchies
 
 HEAD = """usage: nestrt gc [--all]
 
-Remove what is left of launches and creates that were killed, and of guests that have
-ended and were launched with --rm. Prints each name. Running guests are left alone."""
+Remove what is left of launches and creates that were killed, of guests of other runtimes
+whose engine has gone, and of guests that have ended and were launched with --rm. Prints
+each name. Running guests are left alone."""
 OPTIONS = (
     Option("all", "", "also ended guests that were launched without --rm", "a"),
     Option("help", "", "this text", "h"),
@@ -124,6 +125,8 @@ def main(argv: list[str]) -> int:
     for container in containers.all_containers(STATE_ROOT):
         if not isinstance(container, NestrtError):
             collect_container(container)
+    for group in plugin.sweep(hierarchies, most=1 << 20):
+        print(group)
     stale_ids()
     remove.remove_parent(hierarchies)
     return status

@@ -14,21 +14,9 @@ from __future__ import annotations
 
 import os
 import sys
-from stat import S_ISREG
 
-from nestrt import jsontext
-from nestrt.act import plugin, remove
 from nestrt.cli.options import Option, parse, usage
-from nestrt.errors import InputError, NestrtError, NotFound, StateError
-from nestrt.kernel import pidfd
-from nestrt.plan.rewrite import NOTE
-from nestrt.probe.facts import read_hierarchies
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from nestrt.cli._plugin import Guest
+from nestrt.errors import InputError, NotFound
 
 HEAD = """usage: nestrt hook [OPTION …] STAGE
 
@@ -42,65 +30,30 @@ What engines call for each container; nestrt hooks install binds it.
 """
 OPTIONS = (
     Option("policy", "NAME", "for containers that no rule of the host matches (default: none)"),
-    Option("parked", "", "createRuntime: on v1 leave the first process in the limit group until it is started"),
     Option("help", "", "this text", "h"),
 )
-STATE_LIMIT = 8 << 20  # bytes: a container's annotations are in it
+STAGES = ("createRuntime", "poststart", "poststop")
+CONFIG_LIMIT = 16 << 20  # bytes
+STATE_LIMIT = 8 << 20  # a container's annotations are in it
 CHUNK = 1 << 20
+ETC = "/etc/nestrt"
 
 
 def read_input(limit: int, what: str) -> bytes:
     """Standard input, whole. Raises InputError where it is longer than *limit* bytes."""
-    found = b""
+    found: list[bytes] = []
+    length = 0
     while chunk := os.read(0, CHUNK):
-        found += chunk
-        if len(found) > limit:
+        found.append(chunk)
+        length += len(chunk)
+        if length > limit:
             raise InputError("read", what, f"it is longer than {limit >> 20} MiB", "shorten it")
-    return found
-
-
-class State:
-    """The state of a container, as a runtime gives it to a hook (runtime.md, "State"), checked in form."""
-
-    def __init__(self, content: bytes) -> None:
-        """Raises InputError."""
-        where = "the container's state"
-        try:
-            value = jsontext.loads(content.decode("utf-8", "replace"))
-        except ValueError as error:
-            raise InputError("read", where, str(error), "give it one whole JSON document") from None
-        if not isinstance(value, dict):
-            raise InputError("read", where, "it is not an object", "give it what a runtime gives to a hook")
-        self.id = self._text(value, "id")
-        self.bundle = self._text(value, "bundle") or self._text(value, "bundlePath")
-        pid = value.get("pid", 0)
-        if type(pid) is not int or not 0 <= pid < 1 << 31:
-            raise InputError("read", f"{where}, pid", "it is no process's number", "give it as a number")
-        self.pid = pid
-        annotations = value.get("annotations") or {}
-        if not isinstance(annotations, dict):
-            raise InputError("read", f"{where}, annotations", "it is not an object", "write an object")
-        note = annotations.get(NOTE)
-        self.group = note if isinstance(note, str) else ""
-        if self.group and (not self.group.startswith("/") or ".." in self.group.split("/") or "\0" in self.group):
-            raise InputError("read", f"{where}, annotation {NOTE}", "it is no group's path", "leave it out")
-        if not self.bundle.startswith("/") or "\0" in self.bundle:
-            raise InputError("read", f"{where}, bundle", "it is no absolute path", "give the bundle's directory")
-
-    def _text(self, value: dict[str, Any], key: str) -> str:
-        found = value.get(key) or ""
-        if not isinstance(found, str):
-            raise InputError("read", f"the container's state, {key}", "it is not text", "write text")
-        return found
-
-    def config(self) -> bytes:
-        """The bundle's config.json. Raises NotFound, InputError."""
-        return read_file(f"{self.bundle}/config.json")
+    return b"".join(found)
 
 
 def read_file(path: str) -> bytes:
-    """A regular file of at most 16 MiB; its last name is not followed. Raises NotFound, InputError."""
-    from nestrt.cli._plugin import CONFIG_LIMIT
+    """A regular file of at most 16 MiB, and a byte; its last name is not followed. Raises NotFound, InputError."""
+    from stat import S_ISREG
 
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
@@ -115,135 +68,64 @@ def read_file(path: str) -> bytes:
         os.close(fd)
 
 
+def concerns_nobody(content: bytes, policy: str) -> bool:
+    """Whether nothing in a document, and nothing that the host says, can make a guest of its container.
+
+    Most containers have no policy: they cost no more than this.
+    """
+    return not policy and b"nestrt." not in content and b"\\u" not in content and not os.path.lexists(ETC)
+
+
 def precreate(single: dict[str, str]) -> int:
     """Write the config back as it came, or as a policy wants it."""
-    from nestrt.cli import _plugin
-
     where = "the container's config"
-    content = read_input(_plugin.CONFIG_LIMIT, where)
-    document, spec = _plugin.read(content, where)
-    guest = _plugin.find(document, spec, "", single.get("policy", ""))
-    if guest is None:
-        _write(content)
-        return 0
-    text, record = _plugin.make(guest, guest.bundle.cgroup, _plugin.maker(os.getppid()))
-    try:
-        _write(text.encode())
-    except OSError:
-        _plugin.undo(record, guest)
-        raise
-    plugin.sweep(guest.facts.hierarchies, record.name)
-    record.close()
+    policy = single.get("policy", "")
+    content = read_input(CONFIG_LIMIT, where)
+    if not concerns_nobody(content, policy):
+        from nestrt.cli import _plugin
+
+        document, spec = _plugin.read(content, where)
+        guest = _plugin.find(document, spec, "", policy)
+        if guest is not None:
+            return _plugin.make_and_write(guest, write)
+    write(content)
     return 0
 
 
-def _write(content: bytes) -> None:
+def write(content: bytes) -> None:
+    """Write all of *content* to standard output. Raises OSError."""
     while content:
         content = content[os.write(1, content) :]
-
-
-def create_runtime(state: State, single: dict[str, str]) -> int:
-    """Settle the guest's groups, and look whether the laws hold."""
-    from nestrt.cli import _plugin
-
-    document, spec = _plugin.read(state.config(), f"{state.bundle}/config.json")
-    guest = _plugin.find(document, spec, state.bundle, single.get("policy", ""), state.id)
-    if guest is None:
-        return 0
-    mark = _plugin.mark_of(guest)
-    record = plugin.open_record(str(mark["record"]))
-    if record is None or record.text("id") != mark.get("id"):
-        raise StateError("settle", f"guest {guest.name}", "it is being removed", "start it again")
-    try:
-        _settle(guest, mark, state, record, "parked" in single)
-    finally:
-        record.close()
-    return _check(guest, state, started=False)
-
-
-def _settle(guest: Guest, mark: dict[str, Any], state: State, record: plugin.Record, parked: bool) -> None:
-    from nestrt.plan.plugin import settle
-
-    start = pidfd.start_time(state.pid) if state.pid else None
-    if start is None or not _is_inside(state.pid, guest):
-        reason = "its first process has ended" if start is None else "its first process is not in the guest root"
-        raise StateError("settle", f"guest {guest.name}", reason, "look at what the runtime says")
-    worker = plugin.Worker(guest.name, state.pid)
-    worker.run(settle(guest.bundle, guest.facts, jsontext.dumps(mark), parked))
-    request = guest.bundle.request
-    assert request is not None
-    first = request.first_group[len(request.limit_group) + 1 :]
-    record.values.update(bundle=state.bundle, started=True, pid=state.pid, start=start, first=first, parked=parked)
-    record.save()
-
-
-def _is_inside(pid: int, guest: Guest) -> bool:
-    """Whether the runtime has put *pid* where the document says."""
-    from nestrt.kernel.mountinfo import read_cgroups
-
-    root = guest.bundle.cgroup + "/guest"
-    found = read_cgroups(pid)
-    return any(path == root or path.startswith(root + "/") for path in found.values())
-
-
-def _check(guest: Guest, state: State, started: bool) -> int:
-    return 0
-
-
-def poststart(state: State, single: dict[str, str]) -> int:
-    """Look whether the laws hold, now that the program runs."""
-    from nestrt.cli import _plugin
-
-    if not state.group:
-        return 0
-    document, spec = _plugin.read(state.config(), f"{state.bundle}/config.json")
-    guest = _plugin.find(document, spec, state.bundle, single.get("policy", ""), state.id)
-    return _check(guest, state, started=True) if guest is not None else 0
-
-
-def poststop(state: State, single: dict[str, str]) -> int:
-    """Remove what is the guest's; what is another's stays, whatever the state says."""
-    if not state.group:
-        return 0
-    hierarchies = read_hierarchies()
-    mark: dict[str, Any] = {}
-    for hierarchy in hierarchies:
-        mark = remove.read_mark(hierarchy, state.group)
-        if "record" in mark:
-            break
-    name = mark.get("record")
-    record = plugin.open_record(name) if isinstance(name, str) and name in plugin.names() else None
-    if record is not None:
-        try:
-            if record.text("group") == state.group and record.text("bundle") in ("", state.bundle):
-                plugin.take_back(record, hierarchies)
-        finally:
-            record.close()
-    plugin.sweep(hierarchies)
-    return 0
-
-
-STAGES = {"createRuntime": create_runtime, "poststart": poststart, "poststop": poststop}
 
 
 def main(argv: list[str]) -> int:
     """*argv* are the words after ``hook``. Returns the exit status; what is wrong is one line on standard error."""
     os.chdir("/")
     os.umask(0o022)
-    single, _, rest = parse(OPTIONS, argv, "hook")
-    if rest and not single:
-        single, _, more = parse(OPTIONS, rest[1:], "hook")
-        rest = rest[:1] + more
+    if argv[:1] == ["lxc"]:
+        from nestrt.cli import _lxc
+
+        return _lxc.main(argv[1:])
+    single, stage = _words(argv)
     if "help" in single:
         sys.stdout.write(usage(HEAD, OPTIONS))
         return 0
-    if len(rest) != 1 or rest[0] not in ("precreate", *STAGES):
-        stage = rest[0] if rest else ""
-        raise InputError("run", f"hook {stage!a}", "no such stage", f"known: precreate, {', '.join(STAGES)}")
-    if rest[0] == "precreate":
+    if stage == "precreate":
         return precreate(single)
-    return STAGES[rest[0]](State(read_input(STATE_LIMIT, "the container's state")), single)
+    if stage not in STAGES:
+        raise InputError("run", f"hook {stage!a}", "no such stage", f"known: precreate, {', '.join(STAGES)}")
+    content = read_input(STATE_LIMIT, "the container's state")
+    if concerns_nobody(content, single.get("policy", "")):
+        return 0
+    from nestrt.cli import _settle
+
+    return _settle.STAGES[stage](_settle.State(content), single)
 
 
-class Refused(NestrtError):
-    """A law does not hold, and the policy is strict."""
+def _words(argv: list[str]) -> tuple[dict[str, str], str]:
+    """The options, before or after the stage, and the stage. Raises InputError."""
+    single, _, rest = parse(OPTIONS, argv, "hook")
+    more, _, extra = parse(OPTIONS, rest[1:], "hook")
+    if extra:
+        raise InputError("read", f"argument {extra[0]!a}", "hook takes one stage", "see nestrt hook --help")
+    return {**single, **more}, rest[0] if rest else ""

@@ -33,7 +33,7 @@ from nestrt.kernel import cgroup, pidfd, signalfd, terminal
 from nestrt.kernel.mountinfo import read_cgroups
 from nestrt.oci.getter import load_text
 from nestrt.plan import criu as rpc
-from nestrt.plan.container import identity
+from nestrt.plan.bundle import identity
 from nestrt.plan.container_groups import container_groups
 from nestrt.plan.groups import late_steps, mark
 from nestrt.plan.host_steps import MarkRunning
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from nestrt.plan.container import Bundle
+    from nestrt.plan.bundle import Bundle
     from nestrt.plan.criu import Answer, Value
     from nestrt.plan.facts import Facts
     from nestrt.plan.steps import Step

@@ -1,4 +1,4 @@
-"""clone3(2), unshare(2), setns(2), id maps.
+"""clone3(2), unshare(2), setns(2).
 
 Sources: clone(2), user_namespaces(7), cgroup_namespaces(7), include/uapi/linux/sched.h.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import os
 
 from nestrt.kernel.libc import SYS_clone3, check, libc, syscall
 
@@ -78,24 +77,3 @@ def kind(fd: int) -> int:
         return fcntl.ioctl(fd, NS_GET_NSTYPE)
     except OSError:
         return 0
-
-
-def write_id_map(pid: int, kind: str, ranges: tuple[tuple[int, int, int], ...]) -> None:
-    """Write /proc/PID/uid_map or gid_map (*kind*): (inside, outside, count) triples.
-
-    Raises OSError: EPERM (no CAP_SETUID over the parent namespace, ids that are
-    not mapped there), EINVAL (overlapping or too many lines).
-    """
-    text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in ranges)
-    fd = os.open(f"/proc/{pid}/{kind}", os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
-
-
-def read_id_map(kind: str, pid: str = "self") -> list[tuple[int, int, int]]:
-    """The (inside, outside, count) triples of /proc/PID/uid_map or gid_map."""
-    with open(f"/proc/{pid}/{kind}", encoding="ascii") as file:
-        rows = [line.split() for line in file]
-    return [(int(a), int(b), int(c)) for a, b, c in rows]

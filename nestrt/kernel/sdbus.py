@@ -196,7 +196,7 @@ def is_users() -> bool:
     """
     if os.geteuid() != 0:
         return True
-    from nestrt.kernel.namespaces import read_id_map
+    from nestrt.kernel.id_maps import read_id_map
 
     if read_id_map("uid_map") == [(0, 0, 2**32 - 1)]:
         return False

@@ -27,6 +27,7 @@ FIELDS = {
     "nestrt.level.virtualize": "virtualize",
     "nestrt.level.max_level": "max_level",
     "nestrt.level.override": "override",
+    "nestrt.level.strict": "strict",
     "nestrt.view.mount": "mount",
     "nestrt.view.controllers": "controllers",
     "nestrt.view.start_in": "start_in",
@@ -65,6 +66,7 @@ def profile(name: str) -> Policy | None:
     if name == "strict":
         return Policy(
             max_level=1,
+            strict=True,
             mount="ro",
             divide_cpu=False,
             divide_memory=False,

@@ -18,7 +18,8 @@ class Policy:
 
     *max_level* is a level's own number, the host being 0: a guest at level n may
     launch one at n+1 where n+1 <= max_level. *override* lets the launching level
-    give more than its parent has; never more levels. *controllers* are canonical
+    give more than its parent has; never more levels. *strict*: a guest of another
+    runtime for which a law is found not to hold is stopped, not only reported. *controllers* are canonical
     (v2) names, None being all that the kernel has. *start_in* is the first
     process's group below the guest root, "." the root itself. *max_groups* and
     *max_depth* count from the limit group, as cgroup.max.descendants and
@@ -37,6 +38,7 @@ class Policy:
     virtualize: bool = True
     max_level: int = 3
     override: bool = False
+    strict: bool = False
     mount: str = "rw"
     controllers: tuple[str, ...] | None = None
     start_in: str = "init"

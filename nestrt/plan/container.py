@@ -29,8 +29,8 @@ from __future__ import annotations
 
 from nestrt import jsontext
 from nestrt.errors import InputError
-from nestrt.oci.model import Process, Spec
 from nestrt.plan import container_steps as do
+from nestrt.plan.bundle import Bundle, identity
 from nestrt.plan.bundle_mounts import BundleMounts, Context, bundle_mounts
 from nestrt.plan.container_groups import container_groups
 from nestrt.plan.facts import Facts, Hierarchy
@@ -38,7 +38,7 @@ from nestrt.plan.groups import late_steps, mark
 from nestrt.plan.guest import view_steps
 from nestrt.plan.guest_steps import BecomeRoot, LoopbackUp, OpenTerminal, TakeCgroupNamespace
 from nestrt.plan.host_steps import Attach, AwaitProgram, MakeGroup, MapIds, MarkRunning
-from nestrt.plan.ids import Identity, Ranges, moved_first
+from nestrt.plan.ids import Identity, moved_first
 from nestrt.plan.process import (
     after_groups,
     attribute_steps,
@@ -51,15 +51,12 @@ from nestrt.plan.process import (
     time_steps,
     user_steps,
 )
-from nestrt.plan.request import Request
 from nestrt.plan.seccomp_steps import filter_agent, filter_first, filter_host, filter_started
 from nestrt.plan.steps import Plan, Step, Tell, Wait
-from nestrt.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nestrt.oci.resources import DeviceRule
-    from nestrt.plan.systemd_text import Property
+    pass
 
 FLAGS = {
     "mount": 0x20000,
@@ -69,57 +66,6 @@ FLAGS = {
     "pid": 0x20000000,
     "network": 0x40000000,
 }
-
-
-@record
-class Bundle:
-    """A container to be made. *rootfs* is absolute; *cgroup* the limit group, "" for none at all; *driver*
-    cgroupfs, systemd or disabled; *rules* all device rules in their order; *request* stands for a policy's
-    part, None without one.
-
-    *socket* is where the first process waits for ``start``, "" for ``run``. *console* is the path of
-    ``--console-socket``. *joined* are the id maps of a user namespace that is joined, not made;
-    *host_network*: the network namespace that is joined is the runtime's own. *elsewhere* are the hierarchies
-    in which the container has no group, as it may have none there.
-    """
-
-    id: str
-    path: str
-    rootfs: str
-    spec: Spec
-    cgroup: str = ""
-    driver: str = "cgroupfs"
-    unit: str = ""
-    properties: tuple[Property, ...] = ()
-    rules: tuple[DeviceRule, ...] = ()
-    request: Request | None = None
-    socket: str = ""
-    console: str = ""
-    pivot: bool = True
-    keyring: bool = True
-    preserve_fds: int = 0
-    joined: tuple[Ranges, Ranges] = ((), ())
-    host_network: bool = False
-    elsewhere: tuple[Hierarchy, ...] = ()
-
-    @property
-    def process(self) -> Process:
-        """The document's, which document.require_process has asked for."""
-        assert self.spec.process is not None
-        return self.spec.process
-
-
-def identity(bundle: Bundle) -> Identity:
-    """The ids of the container's user namespace; engines have shifted the root filesystem themselves."""
-    uids, gids = bundle.spec.uid_mappings, bundle.spec.gid_mappings
-    entry = bundle.spec.namespace("user")
-    if entry is None:
-        return Identity()
-    if entry.path:
-        uids, gids = bundle.joined
-    root_uid, root_gid = (next((o for i, o, _ in ranges if i == 0), None) for ranges in (uids, gids))
-    private = bool(uids) and all(outside != 0 for ranges in (uids, gids) for _, outside, _ in ranges)
-    return Identity(uids, gids, root_uid, root_gid, private=private)
 
 
 def _clone(bundle: Bundle) -> do.CloneInto:

@@ -14,7 +14,7 @@ from nestrt.plan.steps import Step
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nestrt.oci.resources import DeviceRule
-    from nestrt.plan.container import Bundle
+    from nestrt.plan.bundle import Bundle
 
 
 def device_steps(rules: tuple[DeviceRule, ...], facts: Facts, h: Hierarchy, group: str) -> list[Step]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from nestrt.controllers import oci_devices
 from nestrt.errors import HostError
 from nestrt.level.devices import DeviceRule, format_rule, subset
-from nestrt.plan.container import identity
+from nestrt.plan.bundle import identity
 from nestrt.plan.container_groups import require_controllers, resource_steps
 from nestrt.plan.groups import divisible, guest_root, late_steps, limit_group, marks, parents
 from nestrt.plan.host_steps import Attach, DisableControllers, EnableControllers, MarkRunning, SetFile
@@ -24,7 +24,7 @@ from nestrt.plan.host_steps import Attach, DisableControllers, EnableControllers
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nestrt.oci.resources import DeviceRule as OrderedRule
-    from nestrt.plan.container import Bundle
+    from nestrt.plan.bundle import Bundle
     from nestrt.plan.facts import Facts, Hierarchy
     from nestrt.plan.steps import Step
 

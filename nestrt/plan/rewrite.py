@@ -7,11 +7,10 @@
     linux.namespaces                        + cgroup                   /machine/x/guest is the guest's "/"
     mounts              cgroup, ro          cgroup, rw; the v2 tree of a hybrid host; no bind of the host's
     linux.resources     what it asks        no more than the policy's [limits]
-    linux.readonlyPaths                     + the limit files of the view, and hierarchies that it may not divide
-    linux.maskedPaths                       + hierarchies that the policy leaves out
+                                            + read-only binds over the limit files of the view, and what it may not see
     linux.seccomp                           - open_by_handle_at(2), where capabilities would open the limit group by it
-    hooks                                   + createRuntime, poststart, poststop: nestrt's
-    annotations                             + io.nestrt.limit-group
+    hooks                                   + createRuntime, poststop, for strict policies poststart: nestrt's
+    annotations                             + io.nestrt.limit-group, io.nestrt.record
 
 The limit group itself, with limits, device rules, caps and mark, is made before the runtime
 is called (plan/plugin.py). Every field that is not named above stays as it is, and so does
@@ -25,7 +24,7 @@ from nestrt.errors import InputError
 from nestrt.oci.model import Spec
 from nestrt.plan.narrow import within
 from nestrt.plan.request import GUEST_ROOT
-from nestrt.plan.rewrite_view import View, view_mounts, view_paths
+from nestrt.plan.rewrite_view import View, view_mounts
 from nestrt.plan.update import as_json
 from nestrt.record import record
 
@@ -40,9 +39,9 @@ if TYPE_CHECKING:
     Document = dict[str, Any]
 
 # Not "nestrt.…": those are a bundle's own words, and unknown ones are refused.
-NOTE = "io.nestrt.limit-group"
+NOTE, RECORD = "io.nestrt.limit-group", "io.nestrt.record"
 GUEST_SOCKET = "/run/nestrt/guest.sock"
-HOOKS = ("createRuntime", "poststart", "poststop")
+HOOKS = ("createRuntime", "poststop")
 # A hook without an environment is given the runtime's own (Go, os/exec), which may be an image's (CVE-2025-23266).
 HOOK_ENV = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin",)
 HOOK_TIMEOUT = 60  # seconds
@@ -60,7 +59,8 @@ class Terms:
     *policy* is what holds for the bundle, its limits the host's own; *group* the limit group, absolute;
     *hierarchies* those that have it. *files* are the names of control files that the guest root will have,
     by a hierarchy's name. *hook* is the program that the hooks run, and its arguments up to the stage.
-    *machine* is uname(2)'s. *socket* is the broker's, on the host, "" where the guest is to have none.
+    *record* names the guest's record, *machine* is uname(2)'s. *socket* is the broker's, on the host, "" where the
+    guest is to have none.
     """
 
     policy: Policy
@@ -68,6 +68,7 @@ class Terms:
     hierarchies: tuple[Hierarchy, ...]
     files: dict[str, tuple[str, ...]]
     hook: tuple[str, ...]
+    record: str = ""
     machine: str = "x86_64"
     socket: str = ""
 
@@ -108,16 +109,13 @@ def rewrite(document: Document, spec: Spec, terms: Terms | None) -> Document:
     noted_group(spec)
     _possible(spec)
     linux = dict(document.get("linux") or {})
-    view = View(terms.policy, terms.hierarchies, terms.files, private_ids(spec))
-    linux["cgroupsPath"] = f"{terms.group}/{GUEST_ROOT}"
+    root = f"{terms.group}/{GUEST_ROOT}"
+    view = View(terms.policy, root, terms.hierarchies, terms.files, private_ids(spec))
+    linux["cgroupsPath"] = root
     linux["namespaces"] = _namespaces(linux.get("namespaces") or [], spec)
     resources = within_limits(linux.get("resources") or {}, spec, terms.policy.limits)
     if resources:
         linux["resources"] = resources
-    read_only, masked = view_paths(view)
-    for key, paths in (("readonlyPaths", read_only), ("maskedPaths", masked)):
-        if more := [path for path in paths if path not in (linux.get(key) or ())]:
-            linux[key] = [*(linux.get(key) or ()), *more]
     if _opens_handles(spec):
         linux["seccomp"] = without_handles(linux.get("seccomp"), terms.machine)
     mounts = view_mounts(document.get("mounts") or [], spec.mounts, view)
@@ -125,9 +123,9 @@ def rewrite(document: Document, spec: Spec, terms: Terms | None) -> Document:
         mounts = _with_socket(mounts, terms.socket)
     return {
         **document,
-        "annotations": {**(document.get("annotations") or {}), NOTE: terms.group},
+        "annotations": {**(document.get("annotations") or {}), NOTE: terms.group, RECORD: terms.record},
         "mounts": mounts,
-        "hooks": _hooks(document.get("hooks") or {}, terms.hook),
+        "hooks": _hooks(document.get("hooks") or {}, terms.hook, HOOKS + ("poststart",) * terms.policy.strict),
         "linux": linux,
     }
 
@@ -225,11 +223,11 @@ def _with_socket(mounts: list[Any], socket: str) -> list[Any]:
     return [*(mount for mount in mounts if mount.get("destination") != GUEST_SOCKET), entry]
 
 
-def _hooks(hooks: Document, program: tuple[str, ...]) -> Document:
+def _hooks(hooks: Document, program: tuple[str, ...], stages: tuple[str, ...]) -> Document:
     """*hooks* with ours, each once, and last in its stage: others may prepare what ours looks at."""
     found = dict(hooks)
     path, *arguments = program
-    for stage in HOOKS:
+    for stage in stages:
         others = [hook for hook in found.get(stage) or [] if not _is_ours(hook, path, stage)]
         ours = {"path": path, "args": [*arguments, stage], "env": list(HOOK_ENV), "timeout": HOOK_TIMEOUT}
         found[stage] = [*others, ours]

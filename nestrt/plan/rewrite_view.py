@@ -1,4 +1,4 @@
-"""The guest's view in a config.json: its cgroup mounts, and what of them is read-only or hidden. Pure.
+"""The guest's view in a config.json: its cgroup mounts, and what lies over them. Pure.
 
 ::
 
@@ -6,6 +6,8 @@
     v1              tmpfs, and every v1 hierarchy below it
     hybrid          the same                                         type cgroup2 at /sys/fs/cgroup/unified
     v2              the v2 tree
+
+    over it         each limit file, bound read-only; what the policy hides, under an empty tmpfs
 
 All of them are mounted in the container's cgroup namespace, and so begin at the guest root.
 """
@@ -32,14 +34,17 @@ if TYPE_CHECKING:
 CGROUP_ROOT = "/sys/fs/cgroup"
 FIXED = ["nosuid", "noexec", "nodev", "relatime"]
 BINDS = ("bind", "rbind")
+EMPTY = ["nosuid", "noexec", "nodev", "mode=755", "size=64k", "ro"]
+COVER = ["bind", "ro", "nosuid", "noexec", "nodev"]
 
 
 @record
 class View:
-    """What the guest is to see: *files* are the names of control files of the guest root by hierarchy, *private*
-    says that ownership locks them."""
+    """What the guest is to see: *root* is the guest root's path, *files* the names of its control files by hierarchy,
+    *private* says that ownership locks them."""
 
     policy: Policy
+    root: str
     hierarchies: tuple[Hierarchy, ...]
     files: dict[str, tuple[str, ...]]
     private: bool
@@ -73,6 +78,8 @@ def _of_hosts_cgroups(mount: Mount) -> bool:
 
 def view_mounts(raw: list[Any], mounts: tuple[Mount, ...], view: View) -> list[Any]:
     """The document's mounts *raw*, parsed as *mounts*, with the policy's view in place of every cgroup mount."""
+    over = covers(view)
+    nothing = _entries(view, {}) if view.policy.mount == "none" else []
     kept: list[Any] = []
     base: Document = {}
     at, after_sys = -1, -1
@@ -84,6 +91,8 @@ def view_mounts(raw: list[Any], mounts: tuple[Mount, ...], view: View) -> list[A
             if not base and target == CGROUP_ROOT and mount.type in ("cgroup", "cgroup2"):
                 base = entry
             continue
+        if entry in over or entry in nothing:
+            continue  # put there before
         if "rbind" in mount.options and clean(mount.source) in ("/sys", "/sys/fs"):
             # The launching level's own cgroup mounts are below.
             entry = {**entry, "options": ["bind" if word == "rbind" else word for word in mount.options]}
@@ -91,14 +100,13 @@ def view_mounts(raw: list[Any], mounts: tuple[Mount, ...], view: View) -> list[A
         if target in ("/sys", "/sys/fs"):
             after_sys = len(kept)
     at = max(len(kept) if at < 0 and after_sys < 0 else at, after_sys)
-    return [*kept[:at], *_entries(view, base), *kept[at:]]
+    return [*kept[:at], *_entries(view, base), *over, *kept[at:]]
 
 
 def _entries(view: View, base: Document) -> list[Document]:
     policy = view.policy
     if policy.mount == "none" or not policy.virtualize:
-        options = ["nosuid", "noexec", "nodev", "mode=755", "size=64k", "ro"]
-        return [{"destination": CGROUP_ROOT, "type": "tmpfs", "source": "tmpfs", "options": options}]
+        return [{"destination": CGROUP_ROOT, "type": "tmpfs", "source": "tmpfs", "options": EMPTY}]
     word = "rw" if policy.mount == "rw" else "ro"
     given = [option for option in base.get("options") or FIXED if option not in ("ro", "rw")]
     options = [*given, *(option for option in FIXED[:3] if option not in given), word]
@@ -111,24 +119,29 @@ def _entries(view: View, base: Document) -> list[Document]:
     return found
 
 
-def view_paths(view: View) -> tuple[list[str], list[str]]:
-    """(read-only, masked) paths in the guest: its locked limit files, and hierarchies that are not its to write or see.
+def covers(view: View) -> list[Document]:
+    """Mounts over parts of the view: limit files, read-only; hierarchies that the guest may not divide, or not see.
 
-    Where a user namespace gives the guest other ids, ownership locks the files.
+    They are mounts of the document, not its readonlyPaths and maskedPaths, so that they are there when
+    createRuntime hooks run. Where a user namespace gives the guest other ids, ownership locks the files.
     """
-    read_only: list[str] = []
-    masked: list[str] = []
-    if view.policy.mount == "none":
-        return read_only, masked
+    found: list[Document] = []
+    if view.policy.mount == "none" or not view.policy.virtualize:
+        return found
     for h in view.hierarchies:
         where = place(h)
         if not where:
             continue
         if not view.shows(h):
-            masked.append(where)
+            found.append({"destination": where, "type": "tmpfs", "source": "tmpfs", "options": EMPTY})
         elif view.policy.mount == "rw" and not delegated(view.request, h):
-            read_only.append(where)
+            found.append(_cover(where, h.path(view.root)))
         elif view.policy.mount == "rw" and not view.private:
             names = divisible(view.request, h) if h.version == 2 else h.controllers
-            read_only += [f"{where}/{name}" for name in expand(limit_files(h.version, names), view.files[h.name])]
-    return read_only, masked
+            for name in expand(limit_files(h.version, names), view.files[h.name]):
+                found.append(_cover(f"{where}/{name}", h.path(view.root, name)))
+    return found
+
+
+def _cover(target: str, source: str) -> Document:
+    return {"destination": target, "type": "bind", "source": source, "options": COVER}

@@ -6,8 +6,8 @@ import os
 
 from nestrt.errors import HostError, NestrtError, NotFound
 from nestrt.kernel import cgroup
+from nestrt.kernel.id_maps import read_id_map
 from nestrt.kernel.mountinfo import read_cgroups
-from nestrt.kernel.namespaces import CLONE_NEWUSER, read_id_map, setns
 from nestrt.level.check import Has
 from nestrt.level.devices import DeviceRule, merge, parse_rule
 from nestrt.level.units import clean
@@ -36,6 +36,17 @@ def cgroup_path(text: str, id: str) -> str:
             own = groups[()].rpartition("/")[0]
         text = f"{own}/{text or id}"
     return clean(text)
+
+
+def missing_parents(hierarchies: tuple[Hierarchy, ...], group: str) -> list[str]:
+    """Which of the groups above *group* will have to be made, deepest first: they go with the container."""
+    found = []
+    above = group.rpartition("/")[0]
+    while above:
+        if all(not os.path.isdir(h.path(above)) for h in hierarchies):
+            found.append(above)
+        above = above.rpartition("/")[0]
+    return found
 
 
 def writable(hierarchy: Hierarchy, group: str) -> bool:
@@ -141,6 +152,8 @@ def _missing(path: str) -> NotFound:
 
 def _ask_inside(path: str) -> tuple[Ranges, Ranges]:
     """The maps of the namespace file *path*, read by a child process that enters it."""
+    from nestrt.kernel.namespaces import CLONE_NEWUSER, setns  # ctypes: rarely needed
+
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:

@@ -8,7 +8,7 @@ from nestrt import jsontext
 from nestrt.controllers.table import canonical
 from nestrt.errors import HostError, InputError, NotFound
 from nestrt.kernel import cgroup
-from nestrt.kernel.namespaces import read_id_map
+from nestrt.kernel.id_maps import read_id_map
 from nestrt.level.check import Has
 from nestrt.level.limits import Limits, from_mark
 from nestrt.level.units import MAX, parse_cpus

@@ -78,7 +78,7 @@ def seen_outside(users: tuple[int, ...]) -> tuple[int, ...]:
 
     An ordinary user's podman runs its runtime as root of a namespace of that user's own.
     """
-    from nestrt.kernel.namespaces import read_id_map
+    from nestrt.kernel.id_maps import read_id_map
 
     ranges = read_id_map("uid_map")
     outside = tuple(begin + user - low for user in users for low, begin, n in ranges if low <= user < low + n)
@@ -245,9 +245,7 @@ def _to_cache(cache: str, directory: str, key: Key, bindings: Bindings) -> None:
         [*(list(value) for value in rule.match.__dict__.values()), rule.policy, rule.bound, rule.annotations]
         for rule in bindings.rules
     ]
-    policies = {
-        name: {**policy.__dict__, "limits": policy.limits.to_mark()} for name, policy in bindings.policies.items()
-    }
+    policies = {name: to_fields(policy) for name, policy in bindings.policies.items()}
     content = jsontext.dumps(
         {"fields": _fields(), "key": key, "rules": rules, "policies": policies, "mistakes": dict(bindings.mistakes)}
     )
@@ -291,13 +289,19 @@ def _from_cache(cache: str, directory: str, key: Key) -> Bindings | None:
         for engine, cgroup, path, annotation, user, *rest in value["rules"]:
             ranges = tuple((low, high) for low, high in user)
             rules.append(Rule(Match(tuple(engine), tuple(cgroup), tuple(path), tuple(annotation), ranges), *rest))
-        policies = {name: _policy(fields) for name, fields in value["policies"].items()}
+        policies = {name: from_fields(fields) for name, fields in value["policies"].items()}
         return Bindings(tuple(rules), policies, dict(value["mistakes"]), f"{directory}/bindings.toml")
     except (ValueError, KeyError, TypeError, InputError):
         return None  # cut off, or of another version
 
 
-def _policy(fields: dict[str, Any]) -> Policy:
+def to_fields(policy: Policy) -> dict[str, object]:
+    """*policy* as JSON has it."""
+    return {**policy.__dict__, "limits": policy.limits.to_mark()}
+
+
+def from_fields(fields: dict[str, Any]) -> Policy:
+    """The policy that to_fields() wrote. Raises KeyError, TypeError, ValueError, InputError for what it did not."""
     from nestrt.level.limits import from_mark
     from nestrt.level.policy import Policy
 

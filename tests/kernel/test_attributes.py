@@ -21,7 +21,7 @@ from nestrt.act import attributes, first, guest, resctrl
 from nestrt.act.process import Guest
 from nestrt.act.protocol import pair
 from nestrt.errors import HostError, InputError, NestrtError, ProgramError, StateError
-from nestrt.kernel import caps, mount, namespaces, schedule
+from nestrt.kernel import caps, id_maps, mount, namespaces, schedule
 from nestrt.oci.model import (
     Affinity,
     Capabilities,
@@ -119,8 +119,8 @@ def output(root: Path, process: Process, spec: Spec | None = None, joins: bool =
     os.close(theirs.sock.detach())
     try:
         if spec.namespace("user"):
-            namespaces.write_id_map(pid, "uid_map", IDS)
-            namespaces.write_id_map(pid, "gid_map", IDS)
+            id_maps.write_id_map(pid, "uid_map", IDS)
+            id_maps.write_id_map(pid, "gid_map", IDS)
         carry_out(plan.before_groups(process, joins), pid)
         ours.tell("mapped")
         carry_out(plan.after_groups(process, joins, "test"), pid)

@@ -21,7 +21,7 @@ from nestrt.act import bundle_mounts as act
 from nestrt.act import guest as launch_guest
 from nestrt.act.process import Guest
 from nestrt.errors import NestrtError
-from nestrt.kernel import mount, namespaces
+from nestrt.kernel import id_maps, mount, namespaces
 from nestrt.oci.model import Mount, Namespace, Spec
 from nestrt.plan.bundle_mounts import Context, bundle_mounts
 from nestrt.probe.facts import read_hierarchies
@@ -128,7 +128,7 @@ def mounted(
         os.close(wait)
         if userns:
             for kind in ("uid_map", "gid_map"):
-                namespaces.write_id_map(launcher.pid, kind, IDS)
+                id_maps.write_id_map(launcher.pid, kind, IDS)
         refused = ""
         try:
             _carry_out(made.mapped, launcher, {})

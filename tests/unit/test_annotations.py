@@ -34,6 +34,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "policies"
     [
         ("nestrt.level.max_level", "5", "max_level", 5),
         ("nestrt.level.override", "true", "override", True),
+        ("nestrt.level.strict", "true", "strict", True),
         ("nestrt.view.mount", "ro", "mount", "ro"),
         ("nestrt.view.controllers", "all", "controllers", None),
         ("nestrt.view.controllers", "cpu, blkio,io", "controllers", ("cpu", "io")),

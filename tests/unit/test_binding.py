@@ -72,6 +72,7 @@ policies = st.builds(
     virtualize=st.booleans(),
     max_level=st.integers(1, 32),
     override=st.booleans(),
+    strict=st.booleans(),
     mount=st.sampled_from(MOUNTS),
     controllers=st.none() | st.lists(st.sampled_from(["cpu", "memory", "io", "pids"]), unique=True).map(tuple),
     start_in=st.sampled_from(STARTS),
@@ -142,6 +143,7 @@ def is_above(policy: Policy, bound: Policy) -> bool:
         or policy.max_groups > bound.max_groups
         or policy.max_depth > bound.max_depth
         or (policy.override and not bound.override)
+        or (bound.strict and not policy.strict)
         or order[policy.mount] > order[bound.mount]
         or (bound.controllers is not None and not set(policy.controllers or ("every", "one")) <= set(bound.controllers)
             and policy.controllers != ())

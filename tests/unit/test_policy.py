@@ -25,6 +25,7 @@ WHOLE = """
 virtualize = false
 max_level = 32
 override = true
+strict = true
 [view]
 mount = "ro"
 controllers = ["cpu", "blkio", "io", "dmem"]
@@ -68,6 +69,7 @@ def test_every_key_is_read() -> None:
         virtualize=False,
         max_level=32,
         override=True,
+        strict=True,
         mount="ro",
         controllers=("cpu", "io", "dmem"),
         start_in=".",
@@ -185,7 +187,7 @@ def test_one_mistake_is_told_once() -> None:
 
 
 SECTIONS = {
-    "level": ["virtualize", "max_level", "override"],
+    "level": ["virtualize", "max_level", "override", "strict"],
     "view": ["mount", "controllers", "start_in", "cpus"],
     "partition": ["cpu", "memory", "pids", "io", "devices", "max_groups", "max_depth"],
     "user": ["namespace", "uid_map", "gid_map", "capabilities", "no_new_privs", "masked"],
