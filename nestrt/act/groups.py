@@ -6,7 +6,6 @@ import fcntl
 import os
 
 from nestrt.act import script
-from nestrt.act.explain import explain
 from nestrt.errors import StateError
 from nestrt.plan import host_steps as do
 from nestrt.plan.request import PARENT_LOCK
@@ -82,6 +81,8 @@ class Worker:
             try:
                 STEPS[type(step)](self, step)
             except OSError as error:
+                from nestrt.act.explain import explain
+
                 raise explain(step, error) from error
 
     def release(self) -> None:

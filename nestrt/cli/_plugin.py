@@ -6,17 +6,17 @@ import os
 import time
 
 from nestrt import jsontext
-from nestrt.act import plugin, records, remove
+from nestrt.act import records
 from nestrt.act.groups import Worker, hold_parents
 from nestrt.cli.hook import CONFIG_LIMIT
 from nestrt.controllers.oci_devices import as_allow_list
 from nestrt.errors import HostError, InputError, NestrtError, StateError
-from nestrt.host.marks import valid_name
 from nestrt.kernel import pidfd
 from nestrt.level.binding import Bundle as Bound
 from nestrt.level.check import check
 from nestrt.level.devices import EVERYTHING
 from nestrt.level.limits import Limits
+from nestrt.level.units import parse_name
 from nestrt.oci.partial import load_known
 from nestrt.plan import plugin as plan
 from nestrt.plan.bundle import Bundle, identity
@@ -65,8 +65,10 @@ def guest_name(group: str) -> str:
         if base.startswith(prefix) and len(base) > len(prefix):
             base = base[len(prefix) :]
             break
-    if valid_name(base):
-        return base
+    try:
+        return parse_name(base)
+    except InputError:
+        pass
     kept = "".join(c for c in base if c.isascii() and (c.isalnum() or c in "_.-")).strip("_.-")[:24]
     return f"{kept or 'guest'}-{records.key(group)[:12]}"
 
@@ -182,7 +184,7 @@ def make_and_write(guest: Guest, write: Callable[[bytes], object]) -> int:
     text, record = make(guest, guest.bundle.cgroup, maker(os.getppid()))
     try:
         write(text.encode())
-        plugin.sweep(guest.facts.hierarchies, record.name)
+        sweep(guest, record)
     except BaseException:
         undo(record, guest)
         raise
@@ -190,8 +192,18 @@ def make_and_write(guest: Guest, write: Callable[[bytes], object]) -> int:
     return 0
 
 
+def sweep(guest: Guest, record: records.Record) -> None:
+    """By the way, remove what killed hooks, engines and runtimes have left; *record* is the guest's own."""
+    if records.names() != [record.name]:
+        from nestrt.act import plugin
+
+        plugin.sweep(guest.facts.hierarchies, record.name)
+
+
 def undo(record: records.Record, guest: Guest) -> None:
     """Take back what make() has made; a failure here does not hide why."""
+    from nestrt.act import plugin
+
     try:
         plugin.take_back(record, guest.facts.hierarchies)
     except (NestrtError, OSError):
@@ -203,6 +215,8 @@ def _vacate(found: records.Record, guest: Guest) -> None:
     group, hierarchies = guest.bundle.cgroup, guest.facts.hierarchies
     if all(not os.path.isdir(h.path(group)) for h in hierarchies):
         return
+    from nestrt.act import plugin, remove
+
     if pids := remove.living(hierarchies, group):
         raise StateError(
             "make guest",

@@ -178,13 +178,17 @@ def _own(argv: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def _make(call: Call) -> None:
     """Make the guest's limit group and rewrite its document, where a policy holds. Raises NestrtError, OSError."""
-    from nestrt.cli import _plugin
-    from nestrt.cli.hook import read_file
+    from nestrt.cli.hook import concerns_nobody, read_file
 
     bundle, path = call.config
     if not os.path.isfile(path):
         return  # the runtime says so in its own words
-    document, spec = _plugin.read(read_file(path), path)
+    content = read_file(path)
+    if concerns_nobody(content, call.policy):
+        return
+    from nestrt.cli import _plugin
+
+    document, spec = _plugin.read(content, path)
     guest = _plugin.find(document, spec, bundle, call.policy, call.id)
     if guest is None:
         return
@@ -199,9 +203,7 @@ def _make(call: Call) -> None:
     text, record = _plugin.make(guest, call.key, values, parked=call.verb == "create")
     try:
         replace_file(path, text)
-        from nestrt.act import plugin
-
-        plugin.sweep(guest.facts.hierarchies, record.name)
+        _plugin.sweep(guest, record)
     except BaseException:
         _plugin.undo(record, guest)
         raise

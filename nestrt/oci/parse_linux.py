@@ -26,14 +26,13 @@ from nestrt.oci.getter import (
 )
 from nestrt.oci.model import Device, Hook, Hooks, IntelRdt, Mount, Namespace, Personality
 from nestrt.oci.parse_resources import parse_resources
-from nestrt.oci.parse_seccomp import parse_seccomp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from nestrt.oci.model import Ranges
+    from nestrt.oci.model import Ranges, Seccomp
 
 NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts")
 PROPAGATIONS = ("private", "rprivate", "rshared", "rslave", "runbindable", "shared", "slave", "unbindable")
@@ -222,6 +221,12 @@ PERSONALITY = {"domain": ("domain", one_of(("LINUX", "LINUX32"), "personality"))
 LATER = ("net_devices", "memory_policy")
 
 
+def _seccomp(value: Any) -> Seccomp | None:
+    from nestrt.oci.parse_seccomp import parse_seccomp  # not for those who leave it to another runtime
+
+    return parse_seccomp(value)
+
+
 def _intel_rdt(value: Any) -> IntelRdt:
     found = read(INTEL_RDT, value)
     found.pop("schemata", None)
@@ -238,7 +243,7 @@ LINUX = {
     "cgroupsPath": ("cgroups_path", text),
     "resources": ("resources", parse_resources),
     "sysctl": ("sysctl", _sysctl),
-    "seccomp": ("seccomp", parse_seccomp),
+    "seccomp": ("seccomp", _seccomp),
     "rootfsPropagation": ("rootfs_propagation", lambda v: one_of(PROPAGATIONS, "propagation")(v) if v != "" else ""),
     "maskedPaths": ("masked", list_of(absolute)),
     "readonlyPaths": ("readonly", list_of(absolute)),

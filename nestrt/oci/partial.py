@@ -14,7 +14,6 @@ from nestrt.errors import InputError
 from nestrt.oci import parse_linux
 from nestrt.oci.getter import Wrong, list_of, pairs_of, read, record_of, text, texts
 from nestrt.oci.model import Capabilities, Process, Spec
-from nestrt.oci.parse_process import CAPABILITY_SETS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,7 +99,8 @@ def _root(value: Any) -> str:
     return str(read({"path": ("path", text)}, value).get("path", ""))
 
 
-PROCESS = {"capabilities": ("capabilities", record_of(Capabilities, CAPABILITY_SETS)), "args": ("args", texts)}
+SETS = {key: (key, texts) for key in ("bounding", "effective", "inheritable", "permitted", "ambient")}
+PROCESS = {"capabilities": ("capabilities", record_of(Capabilities, SETS)), "args": ("args", texts)}
 DOCUMENT: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "process": ("process", _process),
     "root": ("root_path", _root),

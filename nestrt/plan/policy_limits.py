@@ -6,7 +6,6 @@ from nestrt.controllers import oci_devices
 from nestrt.level.limits import IoLimit, Limits
 from nestrt.level.policy import Policy
 from nestrt.level.units import MAX, PERIOD, parse_cpus
-from nestrt.plan.narrow import device_rules, within
 from nestrt.record import replace
 
 TYPE_CHECKING = False
@@ -71,8 +70,13 @@ def for_bundle(
     where nothing satisfies both.
     """
     limits = policy.limits
-    spec = replace(spec, resources=within(limits, spec.resources))
-    rules = device_rules(limits, oci_devices.with_defaults(spec.resources.devices, spec.devices, held))
+    if limits != Limits():
+        from nestrt.plan.narrow import device_rules, within  # not for a policy that limits nothing
+
+        spec = replace(spec, resources=within(limits, spec.resources))
+        rules = device_rules(limits, oci_devices.with_defaults(spec.resources.devices, spec.devices, held))
+    else:
+        rules = oci_devices.with_defaults(spec.resources.devices, spec.devices, held)
     found = replace(
         policy,
         limits=limits_of(spec.resources, rules),

@@ -21,18 +21,16 @@ from __future__ import annotations
 
 from nestrt import jsontext
 from nestrt.errors import InputError
+from nestrt.level.limits import Limits
 from nestrt.oci.model import Spec
-from nestrt.plan.narrow import within
 from nestrt.plan.request import GUEST_ROOT
 from nestrt.plan.rewrite_view import View, view_mounts
-from nestrt.plan.update import as_json
 from nestrt.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from nestrt.level.limits import Limits
     from nestrt.level.policy import Policy
     from nestrt.plan.facts import Hierarchy
 
@@ -165,6 +163,11 @@ def _namespaces(entries: list[Any], spec: Spec) -> list[Any]:
 
 def within_limits(raw: Document, spec: Spec, limits: Limits) -> Document:
     """linux.resources *raw* with nothing above *limits*; what does not change keeps its form. Raises InputError."""
+    if limits == Limits():
+        return raw
+    from nestrt.plan.narrow import within  # not for a policy that limits nothing
+    from nestrt.plan.update import as_json
+
     given = spec.resources
     found = within(limits, given)
     if found == given:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-import pytest
-
 # What emulation costs: time limits are multiplied by it.
 SLOW = float(os.environ.get("NESTRT_SLOW", "1"))
 
@@ -23,6 +21,8 @@ def require(capability: str, problem: str | None) -> None:
     """
     if not problem:
         return
+    import pytest  # benchmarks use this room too, and run without it
+
     text = f"{capability}: {problem}"
     if required() & {capability, "all"}:
         pytest.fail(f"{text} (required by NESTRT_REQUIRE)", pytrace=False)
