@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Between the making of a limit group and the runtime's first process: an engine that is killed there
 # may have left a monitor that goes on for a moment.
 GRACE = 10.0  # seconds
+LONGEST = 600.0  # seconds from there to the first process, whoever is at it
 SWEEP_LIMIT = 256  # records looked at by the way
 
 
@@ -30,6 +31,11 @@ def marked_id(hierarchies: tuple[Hierarchy, ...], group: str) -> str | None:
                 return value
             found = ""
     return found
+
+
+def is_prepared(hierarchies: tuple[Hierarchy, ...], group: str, name: str) -> bool:
+    """Whether *group* is the limit group of the guest whose record is *name*: the mark there says so."""
+    return bool(name) and any(remove.read_mark(hierarchy, group).get("record") == name for hierarchy in hierarchies)
 
 
 def take_back(record: Record, hierarchies: tuple[Hierarchy, ...]) -> None:
@@ -58,10 +64,12 @@ def is_over(record: Record, hierarchies: tuple[Hierarchy, ...]) -> bool:
     bundle = record.text("bundle")
     if record.values.get("started") is True:
         return not bundle or not os.path.isdir(bundle)
+    age = time.time() - record.number("created")
     maker, began = record.number("maker"), record.number("began")
+    # An engine's service is the maker of many, and outlives those that it could not start.
     if maker and pidfd.start_time(maker) == began:
-        return False
-    return time.time() - record.number("created") > GRACE
+        return age > LONGEST
+    return age > GRACE
 
 
 def sweep(hierarchies: tuple[Hierarchy, ...], but: str = "", most: int = SWEEP_LIMIT) -> list[str]:

@@ -53,6 +53,7 @@ OPTIONS = (
 )
 HELD = frozenset(caps.NAMES)  # all, in a user namespace of its own
 CONFIG_LIMIT = 16 << 20
+NOTE = "io.nestrt.limit-group"  # as plan.rewrite writes it
 
 
 def read_config(bundle: str, file: str) -> tuple[str, str]:
@@ -145,9 +146,20 @@ class Making:
         self.lock = -1
 
     def policy(self, cgroup: str) -> Policy | None:
+        if self.spec.annotation(NOTE) is not None and self.prepared():
+            return None  # the plugin has made a guest of it, and its hooks do the rest
         root = next((outside for inside, outside, _ in self.spec.uid_mappings if inside == 0), 0)
         users = (os.getuid(), root)
         return policy_of(self.spec.annotations, (cgroup or self.spec.cgroups_path, self.bundle_path, users))
+
+    def prepared(self) -> bool:
+        """Whether a limit group of the plugin's stands above linux.cgroupsPath. Raises InputError for a forged note."""
+        from nestrt.act import plugin
+        from nestrt.plan.rewrite import RECORD, noted_group
+        from nestrt.probe.facts import read_hierarchies
+
+        group = noted_group(self.spec)
+        return plugin.is_prepared(read_hierarchies(), group, self.spec.annotation(RECORD) or "")
 
     def plan(self) -> tuple[Bundle, Facts]:
         """What will be made, by facts that are read now. Raises NestrtError."""

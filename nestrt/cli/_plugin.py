@@ -8,6 +8,7 @@ import time
 from nestrt import jsontext
 from nestrt.act import records
 from nestrt.act.groups import Worker, hold_parents
+from nestrt.cli._command import command_path
 from nestrt.cli.hook import CONFIG_LIMIT
 from nestrt.controllers.oci_devices import as_allow_list
 from nestrt.errors import HostError, InputError, NestrtError, StateError
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 # What engines put around a container's id to name its group.
 PREFIXES = ("libpod-", "crio-", "cri-containerd-", "docker-", "nerdctl-", "buildah-")
-HOOKS_PROGRAM = f"{os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))}/hooks/nestrt"
 
 
 @record
@@ -75,7 +75,7 @@ def guest_name(group: str) -> str:
 
 def program(policy_name: str) -> tuple[str, ...]:
     """The path, and the arguments up to a stage, by which a runtime calls nestrt's hooks."""
-    return (HOOKS_PROGRAM, "nestrt", "hook", *(("--policy", policy_name) if policy_name else ()))
+    return (command_path(), "nestrt", "hook", *(("--policy", policy_name) if policy_name else ()))
 
 
 def read(content: bytes, where: str) -> tuple[dict[str, Any], Spec]:

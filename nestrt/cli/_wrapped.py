@@ -32,10 +32,10 @@ def start(call: Call, runtime: str) -> int | None:
     if record is None:
         return None
     try:
-        group, pid = record.text("group"), record.number("pid")
+        pid = record.number("pid")
         if record.values.get("parked") is True and pid and pidfd.start_time(pid) == record.number("start"):
-            first = f"{group}/{record.text('first')}"
-            for h in read_hierarchies():
+            first = record.text("first")
+            for h in records.hierarchies(record):
                 if h.version == 1 and os.path.isdir(h.path(first)):
                     cgroup.write(h.path(first, "cgroup.procs"), str(pid))
             record.values["parked"] = False
@@ -55,9 +55,8 @@ def delete(call: Call, runtime: str) -> int | None:
     record = _record(call)
     if record is not None:
         try:
-            hierarchies = read_hierarchies()
             if status == 0:
-                plugin.take_back(record, hierarchies)
+                plugin.take_back(record, records.hierarchies(record) or read_hierarchies())
         finally:
             record.close()
     return status

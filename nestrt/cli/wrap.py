@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import sys
 
+from nestrt.cli._command import find
 from nestrt.errors import InputError, NestrtError, NotFound
 
 TYPE_CHECKING = False
@@ -35,7 +36,6 @@ Prepare a guest and become the runtime PATH with the same arguments.
   --runtime PATH    the real runtime: a path, or runc or crun
   --policy NAME     for containers that no rule of the host matches (default: none)
 """
-PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
 # Of runc and crun; all other flags are switches, or have their value after "=".
 GLOBAL_VALUES = ("root", "log", "log-format", "criu", "rootless", "cgroup-manager")
 VERB_VALUES = {
@@ -117,10 +117,7 @@ class Call:
 def find_runtime(name: str) -> str:
     """The absolute path of the real runtime. Raises NotFound, InputError."""
     remedy = "name it with --runtime: /usr/sbin/runc"
-    if "/" in name:
-        path = os.path.abspath(name)
-    else:
-        path = next((f"{place}/{name}" for place in PATH.split(":") if os.path.exists(f"{place}/{name}")), "")
+    path = os.path.abspath(name) if "/" in name else find(name)
     if not path or not os.access(path, os.X_OK) or os.path.isdir(path):
         raise NotFound("find", f"runtime {name!a}", "executable file not found in $PATH", remedy)
     if os.path.realpath(path) == os.path.realpath(sys.argv[0]):

@@ -231,13 +231,13 @@ def _hooks(hooks: Document, program: tuple[str, ...], stages: tuple[str, ...]) -
     found = dict(hooks)
     path, *arguments = program
     for stage in stages:
-        others = [hook for hook in found.get(stage) or [] if not _is_ours(hook, path, stage)]
+        others = [hook for hook in found.get(stage) or [] if not _is_ours(hook, stage)]
         ours = {"path": path, "args": [*arguments, stage], "env": list(HOOK_ENV), "timeout": HOOK_TIMEOUT}
         found[stage] = [*others, ours]
     return found
 
 
-def _is_ours(hook: Document, path: str, stage: str) -> bool:
-    """Whether an earlier rewrite has put *hook* there, or an engine's directory of hooks, maybe with other options."""
+def _is_ours(hook: Document, stage: str) -> bool:
+    """Whether an earlier rewrite has put *hook* there, or an engine's directory of hooks, maybe by another name."""
     args = hook.get("args") or []
-    return hook.get("path") == path and args[:2] == ["nestrt", "hook"] and stage in args
+    return args[:2] == ["nestrt", "hook"] and stage in args
