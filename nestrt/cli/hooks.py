@@ -10,7 +10,7 @@ from typing import Any
 
 from nestrt.cli import _hooks_engines as engines
 from nestrt.cli import _hooks_files as files
-from nestrt.cli._command import PACKAGE, command_path
+from nestrt.cli._command import PACKAGE, command_path, find
 from nestrt.cli._hooks_engines import ENGINES, Place, Target
 from nestrt.cli._hooks_files import Change
 from nestrt.cli._hooks_texts import DEFAULT_WHEN, Settings, go_regex
@@ -35,7 +35,7 @@ def _chosen(names: list[str], everything: bool = False) -> list[str]:
     """The engines named, else those found on the machine, or all. Raises NotFound."""
     if names:
         return [name for name in ENGINES if name in names]
-    found = [name for name, engine in ENGINES.items() if everything or engines.find(engine.program)]
+    found = [name for name, engine in ENGINES.items() if everything or find(engine.program)]
     if not found:
         raise NotFound(
             "find", "an engine", f"none of {', '.join(ENGINES)} is on this machine", "name one: --engine NAME"
@@ -215,7 +215,7 @@ def _report(name: str, place: Place) -> Report:
         (place.shown(target.path), state, why) for target, (state, why, _) in zip(targets, states, strict=True)
     )
     installed = any(present for _, _, present in states)
-    program = engines.find(ENGINES[name].program)
+    program = find(ENGINES[name].program)
     note = ""
     if installed:
         problems += _problems(name, settings, place)

@@ -68,9 +68,7 @@ def lines(text: str) -> list[_Line]:
         options = tail[2]
         read_only = "ro" in fields[5].split(",") or "ro" in options.split(",")
         found.append(
-            _Line(
-                int(fields[0]), int(fields[1]), unescape(fields[3]), unescape(fields[4]), read_only, tail[0], options
-            )
+            _Line(int(fields[0]), int(fields[1]), unescape(fields[3]), unescape(fields[4]), read_only, tail[0], options)
         )
     return found
 

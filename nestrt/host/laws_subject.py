@@ -14,6 +14,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nestrt.host.laws_mounts import CgroupMount
 
+    # Each hierarchy in which the guest has groups of its own, with the limit files of its root; None: it has none.
+    Files = list[tuple[Hierarchy, tuple[str, ...] | None]]
+
 # In their order in DESIGN and README.
 LAWS = ("view", "clamp", "lock", "freedom", "subset", "sight", "opt-in", "nothing lost")
 SMALL = 1 << 16  # bytes, of a file of /proc or of a group
@@ -46,7 +49,8 @@ class Subject:
     level writes. *started*: its first process has left the launching level's root filesystem behind, and locks are
     made. *waiting*: on v1 it may still stand in the limit group (plan.container.waits_above). *above* is the guest
     root around it, "" for a guest of the level that looks, and *owner* the uid of the launching level's root.
-    *every_device*: the bundle's document allows all. *exact*: ask the cgroup namespace itself for its root.
+    *every_device*: the bundle's document allows all. *exact*: ask the cgroup namespace itself for its root. *first*:
+    *pid* is the one that the mark names.
     """
 
     pid: int
@@ -60,6 +64,7 @@ class Subject:
     owner: int = 0
     every_device: bool = False
     exact: bool = False
+    first: bool = True
 
     @property
     def root(self) -> str:
@@ -82,9 +87,10 @@ class Process:
 
     *uids* and *gids* are (inside, outside, count) as the caller's user namespace counts; *bounding* and *seccomp* as in
     proc_pid_status(5). *own_user* and *own_cgroup*: these namespaces are not the caller's. *initial*: its cgroup
-    namespace is the machine's first one. *roots* are the namespace's own roots, asked for or seen in mounts.
+    namespace is the machine's first one. *complete*: all of its mounts were read.
     """
 
+    pid: int
     groups: dict[Key, str]
     uids: Ranges
     gids: Ranges
@@ -168,6 +174,7 @@ def look_at(pid: int) -> Process:
         status[key] = value
     cgroup = os.stat(f"{here}/ns/cgroup").st_ino
     return Process(
+        pid=pid,
         groups=groups_of(read(f"{here}/cgroup")),
         uids=_ranges(f"{here}/uid_map"),
         gids=_ranges(f"{here}/gid_map"),

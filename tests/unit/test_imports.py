@@ -57,7 +57,10 @@ SLOW = {
 }  # fmt: skip
 # What an engine or a user runs per container; a module of cli/ not named here is for the admin.
 HOT_ROOMS = ("kernel", "probe", "act", "plan", "controllers", "level", "oci")
-HOT_COMMANDS = ("launch", "create", "start", "run", "state", "kill", "delete", "exec", "ps")
+HOT_COMMANDS = (
+    "launch", "create", "start", "run", "state", "kill", "delete", "exec", "ps",
+    "hook", "wrap", "_command", "_plugin", "_settle", "_verdict", "_wrapped",
+)  # fmt: skip
 # A policy file is read only where one is given.
 ON_DEMAND = {"nestrt.level.toml"}
 
