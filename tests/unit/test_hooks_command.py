@@ -254,10 +254,10 @@ def test_print_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_without_a_name_it_is_the_engines_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "find", lambda program, *_: "/usr/sbin/dockerd" if program == "dockerd" else "")
+    monkeypatch.setattr(hooks, "find", lambda program, *_: "/usr/sbin/dockerd" if program == "dockerd" else "")
     install(tmp_path, names=())
     assert sorted(tree(tmp_path)) == sorted([DAEMON, PROGRAM.strip("/")])
-    monkeypatch.setattr(engines, "find", lambda *_: "")
+    monkeypatch.setattr(hooks, "find", lambda *_: "")
     with pytest.raises(NotFound, match="name one: --engine NAME"):
         install(tmp_path, names=())
     # What is there is found again when the engine is gone.
