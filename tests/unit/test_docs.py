@@ -24,13 +24,15 @@ from nestrt.oci.document import VERSION_MAX, VERSION_MIN
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = (CHECKOUT / "README.md").read_text()
 MAN = CHECKOUT / "nestrt" / "man"
-PAGES = ("nestrt.1", "nestrt-launch.1", "nestrt-oci.1", "nestrt-policy.5")
+PAGES = ("nestrt.1", "nestrt-hook.1", "nestrt-launch.1", "nestrt-oci.1", "nestrt-policy.5")
 # The command whose --help a section of a page is about, and the page.
 SECTIONS = {
     **{verb: ("nestrt-oci.1", f"nestrt {verb}") for verb in VERBS},
     "launch": ("nestrt-launch.1", "OPTIONS"),
     "--debug": ("nestrt-oci.1", "GLOBAL OPTIONS"),
-    **{name: ("nestrt.1", f"nestrt {name}") for name in ("gc", "ls", "tree", "show")},
+    **{name: ("nestrt.1", f"nestrt {name}") for name in ("gc", "ls", "tree", "show", "check")},
+    **{name: ("nestrt-hook.1", f"nestrt {name}") for name in ("hook", "wrap")},
+    **{f"hooks {name}": ("nestrt-hook.1", f"nestrt hooks {name}") for name in ("install", "uninstall", "status")},
     **{f"policy {name}": ("nestrt.1", f"nestrt policy {name}") for name in ("check", "explain")},
     **{
         f"guest {name}": ("nestrt.1", f"nestrt guest {name}")
@@ -43,7 +45,7 @@ INCLUDED = {"run": "create"}
 COMMON = {"-h", "--help"}
 FLAG = r"(?<![\w-])--?[a-z][a-z0-9-]*"
 # groff_man(7)
-MACROS = {"TH", "SH", "SS", "TP", "TQ", "PP", "B", "BR", "BI", "I", "IR", "RI", "nf", "fi", "RS", "RE", "br"}
+MACROS = {"TH", "SH", "SS", "TP", "TQ", "PP", "B", "BR", "BI", "RB", "I", "IR", "RI", "nf", "fi", "RS", "RE", "br"}
 
 
 def plain(roff: str) -> str:
@@ -239,7 +241,7 @@ def test_commands_in_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
         if words[0] != "nestrt" or len(words) < 2 or not words[1].isalpha() or not words[1].islower():
             continue
         assert words[1] in (*COMMANDS, *VERBS), line
-        if words[1] in ("policy", "guest"):
+        if words[1] in ("policy", "guest", "hook", "hooks"):
             continue
         own = words[2 : words.index("--")] if "--" in words else words[2:]
         known = flags(helped(capsys, words[1])) | COMMON
