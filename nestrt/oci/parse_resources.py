@@ -166,3 +166,6 @@ RESOURCES = {
     "rdma": ("rdma", _rdma),
     "unified": ("unified", _unified),
 }
+TABLES = (
+    RESOURCES, DEVICE_RULE, MEMORY, CPU, WEIGHT_DEVICE, THROTTLE, BLOCK_IO, HUGEPAGE, RDMA, PRIORITY, PIDS, NETWORK,
+)  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from nestrt import jsontext
 from nestrt.errors import InputError
-from nestrt.oci import parse_linux
+from nestrt.oci import parse_linux, parse_resources
 from nestrt.oci.getter import Wrong, list_of, pairs_of, read, record_of, text, texts
 from nestrt.oci.model import Capabilities, Process, Spec
 
@@ -53,36 +53,33 @@ def load_known(content: str, where: str) -> tuple[dict[str, Any], Spec]:
 
 def _known(document: Any) -> Spec:
     found = read(DOCUMENT, document)
-    one_spelling(document, DOCUMENT)
-    linux = _object(document, "linux")
-    one_spelling(linux, parse_linux.LINUX, "linux")
-    one_spelling(_object(linux, "resources"), RESOURCES, "linux.resources")
-    one_spelling(_object(document, "hooks"), parse_linux.HOOKS, "hooks")
-    one_spelling(_object(linux, "seccomp"), SECCOMP, "linux.seccomp")
-    for index, mount in enumerate(document.get("mounts") or ()):
-        one_spelling(mount, parse_linux.MOUNT, f"mounts[{index}]")
+    one_spelling(document)
     found.update(found.pop("linux", {}))
     found["annotations"] = tuple(sorted(found.get("annotations", ())))
     return Spec(**{"version": "", **found})
 
 
-def _object(parent: dict[str, Any], key: str) -> dict[str, Any]:
-    value = parent.get(key)
-    if value is None:
-        return {}
-    if type(value) is not dict:
-        raise Wrong("it is not an object", "write an object", key)
-    return value
+def one_spelling(document: dict[str, Any]) -> None:
+    """Go's encoding/json takes names in any case, and the last of two; crun only those that are spelled right.
 
-
-def one_spelling(value: dict[str, Any], known: Any, where: str = "") -> None:
-    """Go's encoding/json takes names in any case, and the last of two: what is changed here must not be said twice."""
-    for key in value:
-        if key not in known and any(key.casefold() == name.casefold() for name in known):
-            mistake = Wrong("a name of the specification in another case", "write it as the specification does", key)
-            if where:
-                mistake.at(where)
-            raise mistake
+    What is read and changed here must be what every runtime reads: no name of the specification in another case,
+    anywhere but among annotations, whose names are anybody's. Raises Wrong.
+    """
+    left: list[tuple[str, Any]] = [("", {key: item for key, item in document.items() if key != "annotations"})]
+    while left:
+        where, value = left.pop()
+        if type(value) is list:
+            left += [(where, item) for item in value if type(item) in (dict, list)]
+            continue
+        for key, item in value.items():
+            if key not in NAMES and key.casefold() in FOLDED:
+                reason = "a name of the specification in another case"
+                mistake = Wrong(reason, "write it as the specification does", key)
+                if where:
+                    mistake.at(where)
+                raise mistake
+            if type(item) in (dict, list):
+                left.append((key, item))
 
 
 def _process(value: Any) -> Process:
@@ -109,11 +106,18 @@ DOCUMENT: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "annotations": ("annotations", pairs_of(text)),
     "linux": ("linux", _linux),
 }
-RESOURCES = (
-    "devices", "memory", "cpu", "pids", "blockIO", "hugepageLimits", "network", "rdma", "unified",
-)  # fmt: skip
+SYSCALLS = {"names": ("names", texts), "action": ("action", text)}
 SECCOMP = {
     "defaultAction": ("action", text),
     "architectures": ("architectures", texts),
-    "syscalls": ("syscalls", list_of(lambda entry: read({"names": ("names", texts)}, entry))),
+    "syscalls": ("syscalls", list_of(lambda entry: read(SYSCALLS, entry))),
 }
+NAMES = frozenset(
+    name
+    for table in (
+        DOCUMENT, PROCESS, SETS, SECCOMP, SYSCALLS, parse_linux.LINUX, parse_linux.HOOKS, parse_linux.HOOK,
+        parse_linux.MOUNT, parse_linux.NAMESPACE, parse_linux.RANGE, parse_linux.DEVICE, *parse_resources.TABLES,
+    )
+    for name in table
+)  # fmt: skip
+FOLDED = frozenset(name.casefold() for name in NAMES)
