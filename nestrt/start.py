@@ -5,7 +5,8 @@ compiled file, 14 ms for the 70 of a launch. So their code is kept together in
 one file beside the compiled modules, made again whenever a source has changed;
 where it cannot be read or written, the ordinary import does the work.
 
-The file begins with an index, which alone is read at the start; a module's code is read when it is imported.
+The file begins with an index, which alone is read at the start; a module's code is read when it is imported. The
+index knows what each module imports, so that those are there before it asks: importlib spends 0.1 ms on each.
 
 What is kept has less in it: no docstrings, no annotations but those of classes
 (record.py reads them), nothing that stands below ``if TYPE_CHECKING`` and no
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     Stamp = tuple[int, int]  # st_mtime_ns, st_size
-    Index = dict[str, tuple[int, int, int, int]]  # a Stamp, and where in the pack the module is: offset, length
+    # A Stamp; where in the pack the module is (offset, length); its file; what it imports of ours at its top.
+    Index = dict[str, tuple[int, int, int, int, str, tuple[str, ...]]]
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 PACK = f"{PACKAGE}/__pycache__/pack.{sys.implementation.cache_tag}"
@@ -91,14 +93,19 @@ def _bare(code: CodeType) -> CodeType:
     return code.replace(co_consts=constants, co_linetable=b"")
 
 
-def _compiled(path: str) -> bytes:
+def _tree(path: str) -> ast.Module:
     import ast
 
     with open(path, "rb") as source:
-        tree = _plain(ast.parse(source.read(), path))
+        tree: ast.Module = _plain(ast.parse(source.read(), path))
+    return tree
+
+
+def _compiled(tree: ast.Module, path: str) -> bytes:
     return marshal.dumps(_bare(compile(tree, path, "exec", dont_inherit=True, optimize=2)))
 
 
+ROW = 6  # what the index has of a module
 LENGTH = 8  # bytes of the index's own length, which is the first thing in the pack
 
 
@@ -107,16 +114,36 @@ def _sealed(stamp: Stamp) -> bytes:
     return b"".join(number.to_bytes(8, "little") for number in stamp)
 
 
+def _imports(tree: ast.Module, known: frozenset[str]) -> tuple[str, ...]:
+    """The modules of *known* that a module imports at its top, in order, the packages that they are in first."""
+    import ast
+
+    found: dict[str, None] = {}
+    for node in tree.body:
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            found.update(dict.fromkeys(".".join(parts[:end]) for end in range(2, len(parts) + 1)))
+    return tuple(name for name in found if name in known)
+
+
 def pack() -> Index:
     """Compile every module into PACK. Raises OSError where it cannot be written."""
     parts: list[bytes] = []
     index: Index = {}
     end = 0
-    for file in _sources():
+    sources = _sources()
+    known = frozenset(map(_name, sources)) - {"nestrt"}
+    for file in sources:
         path = f"{PACKAGE}/{file}"
         stamp = _stamp(path)
-        parts.append(_sealed(stamp) + _compiled(path))
-        index[_name(file)] = (*stamp, end, len(parts[-1]))
+        tree = _tree(path)
+        parts.append(_sealed(stamp) + _compiled(tree, path))
+        index[_name(file)] = (*stamp, end, len(parts[-1]), file, _imports(tree, known))
         end += len(parts[-1])
     # Offsets count from the end of the index, whose length depends on them.
     head = marshal.dumps(index)
@@ -134,7 +161,7 @@ def pack() -> Index:
 
 
 def _placed(index: Index, begin: int) -> Index:
-    return {name: (time, size, at + begin, length) for name, (time, size, at, length) in index.items()}
+    return {name: (*row[:2], row[2] + begin, *row[3:]) for name, row in index.items()}
 
 
 def unpack() -> Index:
@@ -149,7 +176,7 @@ def unpack() -> Index:
         if length > len(content) - LENGTH:
             content += os.pread(fd, min(length, 1 << 24), len(content))
         index = marshal.loads(content[LENGTH : LENGTH + length])
-        if isinstance(index, dict):
+        if isinstance(index, dict) and all(len(row) == ROW for row in index.values()):
             return _placed(index, LENGTH + length)
     except (OSError, ValueError, EOFError, TypeError):
         pass
@@ -223,7 +250,35 @@ class Finder:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        exec(marshal.loads(self.found.pop(module.__name__)), module.__dict__)
+        code = self.found.pop(module.__name__)
+        for name in self.index[module.__name__][5]:
+            self._bring(name)
+        exec(marshal.loads(code), module.__dict__)
+
+    def _bring(self, name: str) -> None:
+        """Import the module *name* as importlib would, where it is as it was packed; else the import itself does it."""
+        if name in sys.modules or name not in self.index:
+            return
+        file = self.index[name][4]
+        origin = f"{PACKAGE}/{file}"
+        code = self.code(name, origin)
+        if code is None:
+            return
+        parent, _, last = name.rpartition(".")
+        module = type(sys)(name)
+        module.__file__ = origin
+        module.__package__ = parent
+        if file.endswith("__init__.py"):
+            module.__package__, module.__path__ = name, [os.path.dirname(origin)]
+        sys.modules[name] = module
+        try:
+            for other in self.index[name][5]:
+                self._bring(other)
+            exec(marshal.loads(code), module.__dict__)
+        except BaseException:
+            sys.modules.pop(name, None)
+            raise
+        setattr(sys.modules[parent], last, module)
 
 
 def run(argv: list[str]) -> None:
