@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from nestrt.errors import NestrtError
+from nestrt.errors import NestrtError, one_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,7 +143,11 @@ def _run(command: str, argv: list[str]) -> int:
         return 130
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        sys.stderr.write(f"nestrt: cannot {command}{where}: {error.strerror}\n")
+        sys.stderr.write(one_line(f"nestrt: cannot {command}{where}: {error.strerror}") + "\n")
+        return 1
+    except Exception as error:
+        text = f"nestrt: cannot {command}: {type(error).__name__}: {error}; this is a bug of nestrt"
+        sys.stderr.write(one_line(text) + "\n")
         return 1
     return int(status)
 

@@ -38,6 +38,7 @@ PLAIN = mount.RESOLVE_NO_SYMLINKS
 MOST_MOUNTS = 1024
 MOST_VIEWS = 4  # of one hierarchy
 LARGEST_MOUNTINFO = 1 << 24
+LONGEST_NAME = 300
 FD_NSFS_ROOT = -10003  # include/uapi/linux/fcntl.h, Linux 6.18
 # struct file_handle with struct nsfs_file_handle { u64 ns_id; u32 ns_type; u32 ns_inum; }, FILEID_NSFS:
 # CLONE_NEWCGROUP, PROC_CGROUP_INIT_INO.
@@ -58,7 +59,7 @@ class Helper:
         self.checker = checker
 
     def tell(self, kind: str, place: int, how: str, name: str, error: int) -> None:
-        os.write(self.writer, (jsontext.dumps([kind, place, how, name, error]) + "\n").encode())
+        os.write(self.writer, (jsontext.dumps([kind, place, how, name[:LONGEST_NAME], error]) + "\n").encode())
 
     def attempt(self, kind: str, place: int, how: str, name: str, action: Callable[..., object], *args: Any) -> bool:
         """Call *action* with *args*, and tell what came of it; returns whether the kernel let it pass."""
@@ -210,8 +211,7 @@ def _write_to(helper: Helper, fd: int, value: str) -> None:
     flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     writable = os.open(f"self/fd/{fd}", flags, dir_fd=helper.procfs)
     try:
-        if value:
-            os.write(writable, value.encode())
+        os.write(writable, value.encode())
     finally:
         os.close(writable)
 
@@ -296,7 +296,7 @@ def _views(helper: Helper, trials: Trials) -> dict[int, list[tuple[str, int]]]:
     numbers = {place.root: number for number, place in enumerate(trials.places)}
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for target in list(groups)[:MOST_MOUNTS]:
-        if False:
+        if _leads_through(target, foreign):
             helper.tell("view", -1, "", target, errno.EXDEV)
             continue
         try:

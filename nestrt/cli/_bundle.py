@@ -174,11 +174,13 @@ class Making:
             raise InputError("give a policy to", f"container {self.id}", reason, "leave --cgroup-manager out")
         rules = with_defaults(spec.resources.devices, spec.devices)
         if policy is not None:
-            from nestrt.plan.policy_limits import for_bundle  # not for what runs as under runc
+            from nestrt.plan.handles import forbid_handles  # not for what runs as under runc
+            from nestrt.plan.policy_limits import for_bundle
 
             self.bound = policy.limits.to_mark()
             given = policy, spec
             policy, spec, rules = for_bundle(*given)
+            spec = forbid_handles(spec, os.uname().machine)
         unit = ""
         properties: tuple[Property, ...] = ()
         if systemd:

@@ -176,6 +176,10 @@ def main(flags: Globals, argv: list[str]) -> int:
         raise InputError("exec in", f"container {container.id}", reason, "give --console-socket")
     fds = preserved(single)
     spec = replace(spec, process=process)
+    if container.virtualized:
+        from nestrt.plan.handles import forbid_handles  # as create does
+
+        spec = forbid_handles(spec, os.uname().machine)
     console = os.path.abspath(single["console-socket"]) if "console-socket" in single else ""
     where, leaf = places(container, repeated.get("cgroup", []))
     joining = Joining(container.id, spec, container.pid, container.start_time, where, leaf, console, preserve_fds=fds)

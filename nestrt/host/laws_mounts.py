@@ -87,40 +87,48 @@ def below(path: str, top: str) -> bool:
 
 
 class Hiding:
-    """Which mounts no path leads to: another one lies on top, or on a directory above, or on what holds them."""
+    """Which mounts no path leads to: another one lies on top, or on a directory above, or what holds them is hidden."""
 
     def __init__(self, found: list[_Line]) -> None:
         self.known = {line.number: line for line in found}
         self.on: dict[int, set[str]] = {}
         for line in found:
-            self.on.setdefault(line.parent, set()).add(line.target)
+            if line.parent != line.number:
+                self.on.setdefault(line.parent, set()).add(line.target)
         self.answers: dict[int, bool] = {}
 
     def hides(self, line: _Line) -> bool:
-        """Whether *line* is hidden. Every mount is looked at once, however deep they are stacked."""
+        """Whether *line* is hidden."""
+        return self._is_covered(line) or self._is_cut_off(line)
+
+    def _is_covered(self, line: _Line) -> bool:
+        return line.target in self.on.get(line.number, ())
+
+    def _is_cut_off(self, line: _Line) -> bool:
+        """Whether no path leads to where *line* is mounted. Every mount is looked at once, however they are stacked."""
         chain: list[_Line] = []
         at: _Line | None = line
         while at is not None and at.number not in self.answers:
             self.answers[at.number] = False  # a cycle, which the kernel makes none of, ends here
             chain.append(at)
             at = self.known.get(at.parent)
-        above = at is not None and self.answers[at.number]
+        cut = at is not None and self.answers[at.number]
         for one in reversed(chain):
-            above = above or self._covered(one)
-            self.answers[one.number] = above
-        return above
+            cut = cut or self._lies_under(one)
+            self.answers[one.number] = cut
+        return cut
 
-    def _covered(self, line: _Line) -> bool:
-        if line.target in self.on.get(line.number, ()):
-            return True
+    def _lies_under(self, line: _Line) -> bool:
+        """Whether another mount lies on a directory of the same parent above *line*, or on the parent's own root."""
         parent = self.known.get(line.parent)
-        if parent is None:
+        # What is on top of a mount's root is reached where that would be.
+        if parent is None or parent is line or line.target == parent.target:
             return False
-        beside, at = self.on[line.parent], line.target
+        beside, at = self.on[parent.number], line.target
         while (at := at.rpartition("/")[0]) and at != parent.target:
             if at in beside:
                 return True
-        return False
+        return self._is_covered(parent)
 
 
 def cgroup_mounts(pid: int, keys: tuple[Key, ...], copies: bool) -> tuple[tuple[CgroupMount, ...], bool]:

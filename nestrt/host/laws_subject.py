@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     # Each hierarchy in which the guest has groups of its own, with the limit files of its root; None: it has none.
     Files = list[tuple[Hierarchy, tuple[str, ...] | None]]
 
-# In their order in DESIGN and README.
+# In their order in README.
 LAWS = ("view", "clamp", "lock", "freedom", "subset", "sight", "opt-in", "nothing lost")
+HOSTS_MARK = "trusted.nestrt"
 SMALL = 1 << 16  # bytes, of a file of /proc or of a group
 # The capabilities by which limits that only mounts protect are reached: capabilities(7).
 CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN = 2, 21
@@ -50,7 +51,9 @@ class Subject:
     made. *waiting*: on v1 it may still stand in the limit group (plan.container.waits_above). *above* is the guest
     root around it, "" for a guest of the level that looks, and *owner* the uid of the launching level's root.
     *every_device*: the bundle's document allows all. *exact*: ask the cgroup namespace itself for its root. *first*:
-    *pid* is the one that the mark names.
+    *pid* is the one that the mark names. *filtered*: whether whoever starts it is to load a system call filter that
+    forbids open_by_handle_at(2), None where that is not known. *covered*: covers were mounted before it has started,
+    as the plugin's document has them.
     """
 
     pid: int
@@ -59,12 +62,14 @@ class Subject:
     policy: Policy
     started: bool = True
     waiting: bool = False
-    mark: str = "trusted.nestrt"
+    mark: str = HOSTS_MARK
     above: str = ""
     owner: int = 0
     every_device: bool = False
     exact: bool = False
     first: bool = True
+    filtered: bool | None = None
+    covered: bool = False
 
     @property
     def root(self) -> str:
@@ -114,7 +119,7 @@ class Process:
     @property
     def root_uid(self) -> int:
         """What its uid 0 is outside; -1 if it has none."""
-        return next((outside - inside for inside, outside, _ in self.uids if inside == 0), -1)
+        return next((outside for inside, outside, _ in self.uids if inside == 0), -1)
 
     def private(self, owner: int) -> bool:
         """Whether the launching level's root, *owner*, is nobody in its user namespace: then ownership locks."""

@@ -111,7 +111,7 @@ def first_process(guest: Guest, found: list[Process]) -> int:
 
 
 def _status(pid: int) -> dict[str, str]:
-    rows = (line.partition(":") for line in read_text(f"/proc/{pid}/status").splitlines())
+    rows = (line.partition(":") for line in read_text(f"/proc/{pid}/status").split("\n"))
     return {key: value.strip() for key, _, value in rows if key in ("Name", "Uid", "NSpid")}
 
 

@@ -29,7 +29,7 @@ def _unescape(text: str) -> str:
 def parse(text: str) -> list[Mount]:
     """Parse mountinfo: ``id parent maj:min root target options [optional…] - type source superoptions``."""
     mounts = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # names may hold whatever else ends a line for Python
         left, _, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
         if len(fields) < 6 or len(tail) < 3:
@@ -49,14 +49,14 @@ def parse(text: str) -> list[Mount]:
 
 def read_mounts(pid: str = "self") -> list[Mount]:
     """The mounts that process *pid* sees."""
-    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         return parse(file.read())
 
 
 def parse_cgroups(text: str) -> dict[tuple[str, ...], str]:
     """Parse /proc/PID/cgroup: controllers (``("name=systemd",)``, ``()`` for v2) → path."""
     groups = {}
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):
         _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         groups[tuple(names.split(",")) if names else ()] = path
@@ -65,5 +65,5 @@ def parse_cgroups(text: str) -> dict[tuple[str, ...], str]:
 
 def read_cgroups(pid: str | int = "self") -> dict[tuple[str, ...], str]:
     """The groups of process *pid*, as seen from the reader's cgroup namespace."""
-    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         return parse_cgroups(file.read())

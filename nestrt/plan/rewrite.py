@@ -23,6 +23,7 @@ from nestrt import jsontext
 from nestrt.errors import InputError
 from nestrt.level.limits import Limits
 from nestrt.oci.model import Spec
+from nestrt.plan.handles import opens_handles, without_handles
 from nestrt.plan.request import GUEST_ROOT
 from nestrt.plan.rewrite_view import View, view_mounts
 from nestrt.record import record
@@ -43,11 +44,6 @@ HOOKS = ("createRuntime", "poststop")
 # A hook without an environment is given the runtime's own (Go, os/exec), which may be an image's (CVE-2025-23266).
 HOOK_ENV = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin",)
 HOOK_TIMEOUT = 60  # seconds
-HANDLES = "open_by_handle_at"
-# Held in the initial user namespace, each opens groups above the view by file handle.
-HANDLE_CAPABILITIES = frozenset(("CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN"))
-REFUSING = ("SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_TRAP")
-EPERM = 1
 
 
 @record
@@ -114,7 +110,7 @@ def rewrite(document: Document, spec: Spec, terms: Terms | None) -> Document:
     resources = within_limits(linux.get("resources") or {}, spec, terms.policy.limits)
     if resources:
         linux["resources"] = resources
-    if _opens_handles(spec):
+    if opens_handles(spec):
         linux["seccomp"] = without_handles(linux.get("seccomp"), terms.machine)
     mounts = view_mounts(document.get("mounts") or [], spec.mounts, view)
     if terms.socket:
@@ -182,37 +178,6 @@ def within_limits(raw: Document, spec: Spec, limits: Limits) -> Document:
     if given.devices and not found.devices:
         result["devices"] = [{"allow": False, "access": "rwm"}]
     return result
-
-
-def _opens_handles(spec: Spec) -> bool:
-    sets = spec.process.capabilities if spec.process else None
-    if sets is None or spec.namespace("user") is not None:
-        return False
-    held = {name.upper() for names in sets.__dict__.values() for name in names}
-    return bool(held & HANDLE_CAPABILITIES)
-
-
-def without_handles(seccomp: Document | None, machine: str) -> Document:
-    """The profile *seccomp*, None for none, under which open_by_handle_at(2) fails with EPERM."""
-    deny = {"names": [HANDLES], "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM}
-    if not seccomp:
-        native = {"x86_64": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]}
-        native["aarch64"] = ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]
-        architectures = {"architectures": native[machine]} if machine in native else {}
-        return {"defaultAction": "SCMP_ACT_ALLOW", **architectures, "syscalls": [deny]}
-    kept = []
-    for entry in seccomp.get("syscalls") or []:
-        names = entry.get("names") or []
-        if HANDLES in names and entry != deny:
-            names = [name for name in names if name != HANDLES]
-            if not names:
-                continue
-            entry = {**entry, "names": names}
-        if entry != deny:
-            kept.append(entry)
-    if seccomp.get("defaultAction") not in REFUSING:
-        kept.append(deny)
-    return {**seccomp, "syscalls": kept}
 
 
 def _with_socket(mounts: list[Any], socket: str) -> list[Any]:
