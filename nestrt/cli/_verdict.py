@@ -43,7 +43,7 @@ def check(record: records.Record, pid: int, started: bool) -> int:
         waiting=record.values.get("parked") is True,
         mark=record.text("mark"),
         every_device=record.values.get("every_device") is True,
-        covered=True,
+        covered=record.values.get("later") is not True,  # there readonlyPaths lock, which come last
     )
     broken = [finding for finding in found if finding.holds is False]
     if not broken:

@@ -44,7 +44,8 @@ def read_back(
 
     *policy* is what it was to get, *mark* the attribute of the launching level's marks (Facts.mark). Before its
     first process has pivoted (*started* False: createRuntime) its mounts lie below its root filesystem's path, beside
-    the host's own, which the caller must see too; locks by covers are then still to come and left out, unless *covered*.
+    the host's own, which the caller must see too; locks by covers are then left out, being still to come, unless
+    *covered*.
     *waiting* (by default: not *started*): on v1 it may still stand in the limit group. *every_device*: the
     bundle's document allows all devices. *exact* asks the cgroup namespace itself where it begins: 0.1 ms, but on
     Python before 3.12 that loads ctypes; else new mounts of it say so.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from support.attack import PRELUDE, limits_of, open_directories, policy_file, run_script
+from support.attack import HANDLES, PRELUDE, limits_of, open_directories, policy_file, run_script
 from support.guests import MODES, ask, directory, inside
 from support.hostside import hierarchies, hierarchy_of, is_v2_only, limit_group, mark, v2_hierarchy
 from support.need import SLOW
@@ -188,26 +188,6 @@ def test_the_options_of_the_hosts_tree_outlive_a_guest_that_mounts_it(
         *("--rootfs", busybox, "--name", guest_name, *MODES["root"]),
     )
     assert host_options() == before
-
-
-HANDLES = """
-answers = {}
-for place in mounts():
-    mount = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-    handle = ctypes.create_string_buffer(struct.pack("<Ii", 128, 0), 136)
-    call(libc.name_to_handle_at, mount, b"", handle, ctypes.byref(ctypes.c_int()), 0x1000)
-    size, kind = struct.unpack_from("<Ii", handle.raw)
-    own = int.from_bytes(handle.raw[8:8 + size], "little")
-    # Group 1 is the true root; the limit group was made a moment before the guest root. 0xfe: FILEID_KERNFS
-    found = []
-    for number in (1, *range(own - 60, own)):
-        wanted = ctypes.create_string_buffer(struct.pack("<IiQ", 8, 0xFE, number), 136)
-        fd = libc.open_by_handle_at(mount, wanted, os.O_RDONLY)
-        if fd >= 0 and "guest" in attempt(os.listdir, fd) or number == 1 and fd >= 0:
-            found.append(number)
-    answers[place] = found
-done(answers)
-"""
 
 
 # A file handle (open_by_handle_at(2)) names a group by its number, in the view or above it: CAP_DAC_READ_SEARCH

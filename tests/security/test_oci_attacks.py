@@ -1,8 +1,8 @@
 """Containers that attack the runtime: its program, its descriptors, its processes, and the limits that it sets.
 
-    host:       nestrt exec ──▶ process that enters ──▶ trampoline ──▶ program
-                                  ▲
-    container:  processes that look, write, signal, fork and move at that very moment
+host:       nestrt exec ──▶ process that enters ──▶ trampoline ──▶ program
+                              ▲
+container:  processes that look, write, signal, fork and move at that very moment
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from support.attack import open_directories
+from support.attack import HANDLES, PRELUDE, open_directories
 from support.attack_oci import CATCHER, Isolated, isolated
 from support.bundles import ALL_CAPABILITIES, Bundle
 from support.hostside import hierarchies, processes
 from support.need import SLOW
+from support.rootfs import PythonRoot
 from support.runner import wait_for
 
 # What depends on the host's kind is marked with False.
@@ -474,3 +475,31 @@ def test_what_enters_has_given_up_the_hosts_rights(bundle: Bundle, tmp_path: Pat
     # CHOWN, DAC_OVERRIDE, SETGID, SETUID, SETPCAP; SYS_PTRACE
     assert numbers <= {0, 1, 6, 7, 8, 19}, sorted(numbers)
     assert 19 in numbers
+
+
+# A policy's container without a user namespace, whose capabilities open groups by file handle, under a document
+# that has no system call filter, or one that allows it: neither its program nor one that exec adds opens any.
+@pytest.mark.parametrize("profile", [None, {"names": ["open_by_handle_at", "getpid"], "action": "SCMP_ACT_ALLOW"}])
+def test_no_group_above_the_view_is_opened_by_handle(
+    new_bundle: NewBundle, python: PythonRoot, profile: dict[str, object] | None
+) -> None:
+    bundle = new_bundle(rootfs=python.path).virtual().capabilities("all")
+    for option in python.mounts[1::2]:
+        source, target = (part.partition("=")[2] for part in option.split(",")[1:3])
+        entry = {"destination": target, "type": "bind", "source": source, "options": ["rbind", "ro"]}
+        bundle.config["mounts"].append(entry)
+    bundle.config["linux"].pop("seccomp", None)
+    if profile is not None:
+        bundle.config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_LOG", "syscalls": [profile]}
+    bundle.args("sleep", "600").run("--detach").ok()
+    script = ("/usr/bin/python3", "-ISc", PRELUDE + HANDLES)
+    places = {str(h.mountpoint): [] for h in hierarchies()}
+    assert answer(bundle.exec(*script).ok().out) == places
+    bundle.verb("delete", "--force", bundle.id).ok()
+    assert answer(bundle.args(*script).run().ok().out) == places
+
+
+def answer(output: str) -> object:
+    """What a script gave done()."""
+    (line,) = (line for line in output.splitlines() if line.startswith("@@"))
+    return json.loads(line[2:])

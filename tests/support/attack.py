@@ -36,6 +36,26 @@ def done(value):
     print("@@" + json.dumps(value))
 """
 
+# Tries every group that a file handle could name, near the guest's own; answers with those that opened, by mount.
+HANDLES = """
+answers = {}
+for place in mounts():
+    mount = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    handle = ctypes.create_string_buffer(struct.pack("<Ii", 128, 0), 136)
+    call(libc.name_to_handle_at, mount, b"", handle, ctypes.byref(ctypes.c_int()), 0x1000)
+    size, kind = struct.unpack_from("<Ii", handle.raw)
+    own = int.from_bytes(handle.raw[8:8 + size], "little")
+    # Group 1 is the true root; the limit group was made a moment before the guest root. 0xfe: FILEID_KERNFS
+    found = []
+    for number in (1, *range(own - 60, own)):
+        wanted = ctypes.create_string_buffer(struct.pack("<IiQ", 8, 0xFE, number), 136)
+        fd = libc.open_by_handle_at(mount, wanted, os.O_RDONLY)
+        if fd >= 0 and "guest" in attempt(os.listdir, fd) or number == 1 and fd >= 0:
+            found.append(number)
+    answers[place] = found
+done(answers)
+"""
+
 
 def run_script(nestrt: Nestrt, python: PythonRoot, script: str, *options: Any, **named: Any) -> tuple[Any, Result]:
     """Run PRELUDE and *script* in a guest with the root filesystem *python*: (what it gave done(), the launch)."""
