@@ -39,15 +39,28 @@ def is_prepared(hierarchies: tuple[Hierarchy, ...], group: str, name: str) -> bo
 
 
 def take_back(record: Record, hierarchies: tuple[Hierarchy, ...]) -> None:
-    """End what lives of the guest and remove all that is its own: groups, those above that were made for it, record.
+    """End what lives of the guest and remove all that is its own: groups, those above that were made for it, its
+    scope, the record.
 
-    The caller has the record locked. Raises StateError and KernelError: it is then kept for another try.
+    The caller has the record locked. Raises StateError, KernelError, and HostError where there is no systemd to
+    ask: it is then kept for another try.
     """
-    group = record.text("group")
+    group, unit = record.text("group"), record.text("unit")
+    if record.number("holder"):
+        from nestrt.act import holder
+
+        holder.end(record.number("holder"), record.number("holder_start"))
     known = marked_id(hierarchies, group) if group.strip("/") else None
     ours = known == record.text("id") or (known == "" and record.values.get("made") is True)
     if known is not None and ours and (known or not remove.living(hierarchies, group)):
         remove.remove_tree(group, hierarchies)
+    if unit:
+        from nestrt.act import holder
+
+        # What lives there all the same is another's.
+        if (known is None or ours) and not remove.living(hierarchies, group):
+            holder.stop(unit, group, record.text("id"))
+        hierarchies = holder.elsewhere(hierarchies)
     if record.parents:
         remove.remove_parent(hierarchies, record.parents, remove.PATIENCE / 10)
     record.forget()
@@ -89,6 +102,10 @@ def sweep(hierarchies: tuple[Hierarchy, ...], but: str = "", most: int = SWEEP_L
         if record is None:
             continue
         try:
+            if record.values.get("engine") == "lxc" and record.values.get("started") is not True:
+                from nestrt.act import lxc  # its monitor was killed, or starts it just now
+
+                lxc.end_orphans(record, hierarchies)
             if is_over(record, hierarchies):
                 take_back(record, hierarchies)
                 found.append(record.text("group"))

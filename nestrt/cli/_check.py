@@ -107,6 +107,7 @@ def subject_of(sight: Sight, guest: Guest, pid: int) -> Subject:
         every_device=record.get("every_device") is True or allows_every_device(document),
         exact=True,
         first=pid == first,
+        inner=guest.mark.root,
         filtered=is_filtered(guest, document, not record),
     )
 
@@ -200,7 +201,8 @@ def allows_every_device(document: dict[str, Any]) -> bool:
 def is_filtered(guest: Guest, document: dict[str, Any], own: bool) -> bool | None:
     """Whether a system call filter is to forbid the guest open_by_handle_at(2); None where that is not known.
 
-    *own*: *document* is of one of nestrt's own containers. What a filter says cannot be read without stopping the process that has it: so who has it loaded is asked.
+    *own*: *document* is of one of nestrt's own containers. What a filter says cannot be read without stopping the
+    process that has it: so who has it loaded is asked.
     """
     if os.path.lexists(state_file(guest.mark.name)) and not guest.claim:
         return True  # launch loads one wherever capabilities would open a handle

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from nestrt.act.unit import Scope
     from nestrt.level.policy import Policy
     from nestrt.oci.model import Spec
     from nestrt.plan.facts import Facts
@@ -47,7 +48,7 @@ PREFIXES = ("libpod-", "crio-", "cri-containerd-", "docker-", "nerdctl-", "build
 class Guest:
     """A container that a policy makes a guest: *document* and *spec* as they came, *host* the policy as the host
     has bound it, *usual* the policy of the host's command line; *bundle* with the document's limits brought down
-    to the policy; *name* as ``nestrt ls`` shows it."""
+    to the policy; *name* as ``nestrt ls`` shows it; *scope* the systemd unit whose group is the limit group."""
 
     name: str
     document: dict[str, Any]
@@ -56,6 +57,7 @@ class Guest:
     usual: str
     bundle: Bundle
     facts: Facts
+    scope: Scope | None = None
 
 
 def guest_name(group: str) -> str:
@@ -86,26 +88,40 @@ def read(content: bytes, where: str) -> tuple[dict[str, Any], Spec]:
     return load_known(content.decode("utf-8", "replace"), where)
 
 
-def find(document: dict[str, Any], spec: Spec, path: str, policy_name: str = "", id: str = "") -> Guest | None:
+def find(
+    document: dict[str, Any],
+    spec: Spec,
+    path: str,
+    policy_name: str = "",
+    id: str = "",
+    systemd: bool = False,
+    made_later: bool = False,
+) -> Guest | None:
     """The guest that a policy makes of *document*; None where none does.
 
     *path* is the bundle's directory, "" where that is not known; *policy_name* what the host's own command line
-    gives to bundles that no rule matches; *id* the container's. Raises NestrtError.
+    gives to bundles that no rule matches; *id* the container's. *systemd*: its limit group is to be a scope; with
+    *made_later* the runtime makes that where linux.cgroupsPath names one. Raises NestrtError.
     """
-    group = noted_group(spec)
-    if not group and (spec.cgroups_path or id):
-        if ":" in spec.cgroups_path and "/" not in spec.cgroups_path:
-            group = ""
-        else:
-            group = cgroup_path(spec.cgroups_path, id)
+    unit = ":" in spec.cgroups_path and "/" not in spec.cgroups_path  # "slice:prefix:name"
+    group = "" if unit else noted_group(spec)
+    if not (group or unit or systemd) and (spec.cgroups_path or id):
+        group = cgroup_path(spec.cgroups_path, id)
     root = next((outside for inside, outside, _ in spec.uid_mappings if inside == 0), 0)
     bound = Bound(group or spec.cgroups_path, path, (os.getuid(), root))
     host = policy_of(spec.annotations, bound, usual=policy_name)
     if host is None:
         return None
+    policy, narrowed, rules = for_bundle(host, spec)
+    scope = None
+    if systemd or (made_later and unit):
+        from nestrt.cli import _scope  # D-Bus, by libsystemd
+
+        noted = group
+        scope = _scope.find(narrowed, id, rules, noted, made_later)
+        group, narrowed = scope.cgroup, scope.spec
     if not group:
         raise _no_place(spec, id)
-    policy, narrowed, rules = for_bundle(host, spec)
     args = spec.process.args if spec.process else ()
     name = guest_name(group)
     request = Request(name, "/", args, policy, cgroup=group, net="bundle")
@@ -114,21 +130,26 @@ def find(document: dict[str, Any], spec: Spec, path: str, policy_name: str = "",
     if held is not None:
         policy, narrowed, rules = for_bundle(host, spec, held)
         request = replace(request, policy=policy)
+        if scope is not None:
+            scope = _scope.find(narrowed, id, rules, noted, made_later)
+            narrowed = scope.spec
     # The host's own amounts bound nothing, as under runc: a limit beyond them is none.
     check(policy, policy.limits if facts.level.number else Limits(), facts.has)
     request = replace(request, rootfs=os.path.join(path or "/", spec.root_path or "rootfs"))
     bundle = Bundle(name, path, request.rootfs, narrowed, group, rules=rules, request=request)
     plan.require_place(bundle)
-    return Guest(name, document, spec, host, policy_name, bundle, facts)
+    return Guest(name, document, spec, host, policy_name, bundle, facts, scope)
 
 
 def _no_place(spec: Spec, id: str) -> NestrtError:
     if spec.cgroups_path:
+        from nestrt.plan.scope import REGISTER  # rarely
+
         return HostError(
             "give a policy to",
             f"container {id or spec.cgroups_path}",
-            f"{spec.cgroups_path} is a systemd scope, which runtimes do not divide",
-            "let the engine's cgroup manager be cgroupfs, or nestrt the runtime",
+            f"{spec.cgroups_path} is a systemd scope, which its runtime does not divide",
+            f"{REGISTER}, or its cgroup manager be cgroupfs",
         )
     return InputError(
         "give a policy to",
@@ -150,6 +171,11 @@ def make(guest: Guest, key: str, values: dict[str, object], parked: bool = False
     worker = Worker(guest.name)
     try:
         _vacate(found, guest)
+        own = facts.hierarchies
+        if guest.scope is not None:
+            from nestrt.cli import _scope
+
+            own = _scope.vacate(found, guest)
         generation = os.urandom(8).hex()
         now = int(time.time())
         made = all(not os.path.isdir(h.path(bundle.cgroup)) for h in facts.hierarchies)
@@ -157,22 +183,23 @@ def make(guest: Guest, key: str, values: dict[str, object], parked: bool = False
             "group": bundle.cgroup,
             "id": generation,
             "made": made,
-            "parents": missing_parents(facts.hierarchies, bundle.cgroup),
+            "parents": missing_parents(own, bundle.cgroup) if own else [],
             "bundle": bundle.path,
             "created": now,
             **values,
         }
         found.save()
-        request = bundle.request
-        assert request is not None
-        bundle = replace(bundle, request=replace(request, origin=(("record", found.name),)))
+        if guest.scope is not None:
+            _scope.start(guest, found)
+        bundle = with_origin(bundle, found)
         steps = plan.prepare(bundle, facts, generation, now)
         hold_parents(worker)
         worker.run(steps)
-        found.values.update(_later(bundle, facts, generation, now, parked))
+        found.values.update(later(bundle, facts, generation, now, parked))
         found.save()
-        return _rewritten(guest, found.name, parked), found
+        return _rewritten(guest, found.name), found
     except BaseException:
+        worker.release()  # undo() waits for whoever makes groups
         undo(found, guest)
         raise
     finally:
@@ -181,7 +208,13 @@ def make(guest: Guest, key: str, values: dict[str, object], parked: bool = False
 
 def make_and_write(guest: Guest, write: Callable[[bytes], object]) -> int:
     """For precreate: make the limit group and *write* the document. 0; raises NestrtError, OSError."""
-    text, record = make(guest, guest.bundle.cgroup, maker(os.getppid()))
+    key, values = guest.bundle.cgroup, maker(os.getppid())
+    if guest.scope is None:
+        text, record = make(guest, key, values)
+    else:
+        from nestrt.cli import _scope
+
+        text, record = _scope.promise(guest, key, values)
     try:
         write(text.encode())
         sweep(guest, record)
@@ -228,7 +261,13 @@ def _vacate(found: records.Record, guest: Guest) -> None:
         remove.remove_tree(group, hierarchies)
 
 
-def _later(bundle: Bundle, facts: Facts, generation: str, created: int, parked: bool) -> dict[str, object]:
+def with_origin(bundle: Bundle, found: records.Record) -> Bundle:
+    """*bundle* with the record's name for its mark."""
+    assert bundle.request is not None
+    return replace(bundle, request=replace(bundle.request, origin=(("record", found.name),)))
+
+
+def later(bundle: Bundle, facts: Facts, generation: str, created: int, parked: bool) -> dict[str, object]:
     """What the hooks need, so that they need not plan it again."""
     request = bundle.request
     assert request is not None
@@ -245,11 +284,15 @@ def _later(bundle: Bundle, facts: Facts, generation: str, created: int, parked: 
     }
 
 
-def _rewritten(guest: Guest, record: str, parked: bool) -> str:
-    facts, group = guest.facts, guest.bundle.cgroup
-    files = {h.name: tuple(os.listdir(h.path(group))) for h in facts.hierarchies}
-    terms = Terms(guest.host, group, facts.hierarchies, files, program(guest.usual), record, os.uname().machine)
-    return text_of(rewrite(guest.document, guest.spec, terms))
+def terms(guest: Guest, files: dict[str, tuple[str, ...]], record: str) -> Terms:
+    """What the document of *guest* is rewritten by; *files* are the names of control files that its root will have."""
+    group, hierarchies = guest.bundle.cgroup, guest.facts.hierarchies
+    return Terms(guest.host, group, hierarchies, files, program(guest.usual), record, os.uname().machine)
+
+
+def _rewritten(guest: Guest, record: str) -> str:
+    files = {h.name: tuple(os.listdir(h.path(guest.bundle.cgroup))) for h in guest.facts.hierarchies}
+    return text_of(rewrite(guest.document, guest.spec, terms(guest, files, record)))
 
 
 def maker(pid: int) -> dict[str, object]:

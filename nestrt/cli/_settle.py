@@ -73,6 +73,14 @@ def create_runtime(state: State, single: dict[str, str]) -> int:
     if not state.group:
         return _require_none(state, single.get("policy", ""))
     record = own_record(state)
+    if record is not None and record.values.get("later") is True and "script" not in record.values:
+        from nestrt.cli import _scope
+
+        try:
+            _scope.settle(record, state, single.get("policy", ""))
+        except BaseException:
+            record.close()
+            raise
     if record is None or "script" not in record.values:
         raise StateError(
             "settle",
@@ -117,6 +125,10 @@ def _settle(record: records.Record, state: State) -> None:
     now = records.hierarchies(record)
     if any(h.mountpoint.startswith(records.DETACHED) for h in now):
         operations = jsontext.loads(records.moved(jsontext.dumps(operations), record, now))
+    if record.number("holder"):
+        from nestrt.act import holder
+
+        holder.release(record, now)
     script.run(operations, state.pid)
     record.values.update(bundle=state.bundle, started=True, pid=state.pid, start=start)
     record.save()
@@ -125,7 +137,7 @@ def _settle(record: records.Record, state: State) -> None:
 def _is_inside(pid: int, group: str) -> bool:
     """Whether the runtime has put *pid* where its document says."""
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             paths = [line.rstrip("\n").split(":", 2)[2] for line in file]
     except OSError:
         return False

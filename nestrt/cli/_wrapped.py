@@ -84,6 +84,8 @@ class _Wrapped(Container):
 
     def __init__(self, record: records.Record, limits: Limits, config: str) -> None:
         values = {"cgroup": record.text("group"), "virtualized": True, "bound": limits.to_mark()}
+        if record.text("unit"):
+            values.update(driver="systemd", unit=record.text("unit"))
         if "resources" in record.values:
             values["resources"] = record.values["resources"]
         super().__init__(records.DIRECTORY, record.text("container"), values)

@@ -27,6 +27,7 @@ What engines call for each container; nestrt hooks install binds it.
   poststart      reads a container's state: checks the laws once more
   poststop       reads a container's state: removes what is nestrt's
   lxc            the hooks of LXC: nestrt hook lxc --help
+  nspawn         what hooks/nspawn/nestrt.conf calls
 """
 OPTIONS = (
     Option("policy", "NAME", "for containers that no rule of the host matches (default: none)"),
@@ -85,7 +86,7 @@ def precreate(single: dict[str, str]) -> int:
         from nestrt.cli import _plugin
 
         document, spec = _plugin.read(content, where)
-        guest = _plugin.find(document, spec, "", policy)
+        guest = _plugin.find(document, spec, "", policy, made_later=True)
         if guest is not None:
             return _plugin.make_and_write(guest, write)
     write(content)
@@ -106,6 +107,10 @@ def main(argv: list[str]) -> int:
         from nestrt.cli import _lxc
 
         return _lxc.main(argv[1:])
+    if argv[:1] == ["nspawn"]:
+        from nestrt.cli import _nspawn
+
+        return _nspawn.main(argv[1:])
     single, stage = _words(argv)
     if "help" in single:
         sys.stdout.write(usage(HEAD, OPTIONS))

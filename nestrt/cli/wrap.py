@@ -54,6 +54,7 @@ VERB_VALUES = {
 }  # fmt: skip
 VERB_VALUES["run"] = VERB_VALUES["create"]
 MAKING = ("create", "run", "restore")
+FALSE = ("0", "f", "F", "false", "False", "FALSE")  # strconv.ParseBool
 
 
 def scan(words: list[str], valued: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
@@ -106,6 +107,23 @@ class Call:
     def key(self) -> str:
         """Whose record it is: runtimes keep their containers apart by --root."""
         return f"{self.globals.get('root', '')}\0{self.id}"
+
+    @property
+    def systemd(self) -> bool:
+        """Whether groups are to be systemd's: runc's and crun's ``--systemd-cgroup``, crun's ``--cgroup-manager``."""
+        flag = self.globals.get("systemd-cgroup")
+        return (flag is not None and flag not in FALSE) or self.globals.get("cgroup-manager") == "systemd"
+
+    def without_systemd(self) -> list[str]:
+        """The words without those flags. Verbs that come later go by what the runtime has saved of the container."""
+        words, kept = list(self.words), []
+        while words and words[0].startswith("-") and words[0] not in ("-", "--"):
+            name, equals, _ = words[0].lstrip("-").partition("=")
+            count = 2 if name in GLOBAL_VALUES and not equals else 1
+            if name not in ("systemd-cgroup", "cgroup-manager") or not self.systemd:
+                kept += words[:count]
+            del words[:count]
+        return kept + words
 
     def engine_globals(self) -> Globals:
         from nestrt.cli.engine import Globals
@@ -186,16 +204,9 @@ def _make(call: Call) -> None:
     from nestrt.cli import _plugin
 
     document, spec = _plugin.read(content, path)
-    guest = _plugin.find(document, spec, bundle, call.policy, call.id)
+    guest = _plugin.find(document, spec, bundle, call.policy, call.id, systemd=call.systemd)
     if guest is None:
         return
-    if {"systemd-cgroup"} & call.globals.keys() and call.globals["systemd-cgroup"] != "false":
-        raise InputError(
-            "give a policy to",
-            f"container {call.id}",
-            "its groups are systemd's, and the runtime makes none below a scope",
-            "let the engine's cgroup driver be cgroupfs, or nestrt the runtime",
-        )
     values = {**_plugin.maker(os.getpid()), "root": call.globals.get("root", ""), "container": call.id}
     text, record = _plugin.make(guest, call.key, values, parked=call.verb == "create")
     try:
@@ -205,6 +216,7 @@ def _make(call: Call) -> None:
         _plugin.undo(record, guest)
         raise
     record.close()
+    call.words = call.without_systemd()
 
 
 def replace_file(path: str, text: str) -> None:

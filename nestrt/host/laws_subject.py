@@ -53,7 +53,7 @@ class Subject:
     *every_device*: the bundle's document allows all. *exact*: ask the cgroup namespace itself for its root. *first*:
     *pid* is the one that the mark names. *filtered*: whether whoever starts it is to load a system call filter that
     forbids open_by_handle_at(2), None where that is not known. *covered*: covers were mounted before it has started,
-    as the plugin's document has them.
+    as the plugin's document has them. *inner* is the guest root's name.
     """
 
     pid: int
@@ -70,11 +70,12 @@ class Subject:
     first: bool = True
     filtered: bool | None = None
     covered: bool = False
+    inner: str = GUEST_ROOT
 
     @property
     def root(self) -> str:
         """The guest root's path."""
-        return f"{self.limit_group}/{GUEST_ROOT}"
+        return f"{self.limit_group}/{self.inner}"
 
     @property
     def request(self) -> Request:

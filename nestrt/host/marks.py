@@ -59,7 +59,7 @@ class Mark:
     of the hierarchies that are not the primary one. *pid* and *start* (clock ticks since boot,
     proc_pid_stat(5) field 22) are as the launching level sees them; *created* is in seconds since 1970.
     *ids* are (inside, outside, count) at the launching level. *view*, *limits* and *net*
-    are as nestrt's mark format has them, cut down to plain bounded values.
+    are as nestrt's mark format has them, cut down to plain bounded values. *root* is the name of the guest root.
     """
 
     attribute: str
@@ -82,6 +82,7 @@ class Mark:
     max_depth: int = -1
     net: dict[str, Any] | None = None
     rm: bool = False
+    root: str = "guest"
     whole: bool = False
     problems: tuple[str, ...] = ()
 
@@ -191,9 +192,15 @@ def parse(raw: bytes, attribute: str) -> Mark:
         max_depth=get.number("max_depth"),
         net=get.mapping("net"),
         rm=values.get("rm") is True,
+        root=_root(values.get("root")),
         whole="state" in values or "command" in values,
         problems=tuple(get.problems),
     )
+
+
+def _root(value: Any) -> str:
+    """The name of the guest root below the limit group, where it is not nestrt that chooses it: systemd-nspawn."""
+    return value if isinstance(value, str) and valid_name(value) else "guest"
 
 
 def read_mark(directory: str | int, names: list[str]) -> Mark | None:

@@ -73,7 +73,7 @@ class Guest:
     @property
     def root(self) -> str:
         """The path of the guest root, whether it is there or not; without virtualization the limit group."""
-        return self.path + "/guest"
+        return f"{self.path}/{self.mark.root}"
 
     def everyone(self) -> Iterator[Guest]:
         """This guest and all inside it, outer ones first."""

@@ -106,13 +106,14 @@ def engine_of(annotations: Mapping[str, str], bundle: str) -> str:
     """The engine that made a bundle, "" where nothing tells.
 
     docker's and containerd's tasks stand below ``io.containerd.runtime.v2.task/NAMESPACE``, docker's in
-    the namespace ``moby``; podman and CRI-O say so in ``io.container.manager``, which is asked before
-    CRI-O's own annotations, for podman writes some of those too; buildah's bundle is a ``buildah…`` in TMPDIR.
+    the namespace ``moby``; podman and CRI-O, and the hooks of LXC and systemd-nspawn, say so in
+    ``io.container.manager``, which is asked before CRI-O's own annotations, for podman writes some of those
+    too; buildah's bundle is a ``buildah…`` in TMPDIR.
     """
     if "/io.containerd.runtime.v2.task/" in bundle or "/io.containerd.runtime.v1.linux/" in bundle:
         return "docker" if "/io.containerd.runtime.v2.task/moby/" in bundle else "containerd"
     manager = annotations.get("io.container.manager", "")
-    if manager in ("libpod", "cri-o"):
+    if manager in ("libpod", "cri-o", "lxc", "systemd-nspawn"):
         return "podman" if manager == "libpod" else manager
     for prefix, engine in (
         ("io.podman.annotations.", "podman"),

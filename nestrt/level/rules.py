@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-ENGINES = ("podman", "buildah", "cri-o", "containerd", "docker")
+ENGINES = ("podman", "buildah", "cri-o", "containerd", "docker", "lxc", "systemd-nspawn")
 RULES_LIMIT = 256
 CHOICES_LIMIT = 64
 

@@ -59,7 +59,7 @@ SLOW = {
 HOT_ROOMS = ("kernel", "probe", "act", "plan", "controllers", "level", "oci")
 HOT_COMMANDS = (
     "launch", "create", "start", "run", "state", "kill", "delete", "exec", "ps",
-    "hook", "wrap", "_command", "_plugin", "_settle", "_verdict", "_wrapped",
+    "hook", "wrap", "_command", "_lxc", "_nspawn", "_plugin", "_scope", "_settle", "_verdict", "_wrapped",
 )  # fmt: skip
 # A policy file is read only where one is given.
 ON_DEMAND = {"nestrt.level.toml"}
