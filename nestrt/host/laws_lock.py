@@ -72,7 +72,8 @@ def _by_owner(subject: Subject, process: Process, files: Files) -> Finding:
 def _uncovered(subject: Subject, mounts: list[CgroupMount], h: Hierarchy, names: tuple[str, ...]) -> list[str]:
     key, wrong = key_of(h), []
     mine = [mount for mount in mounts if mount.key == key and not mount.hidden]
-    covers = {mount.target: mount.root for mount in mine if mount.read_only}
+    # crun makes binds read-only last, after its createRuntime hooks: until then it is enough that they are there.
+    covers = {mount.target: mount.root for mount in mine if mount.read_only or not subject.started}
     for mount in mine:
         if mount.read_only:
             continue
@@ -80,7 +81,7 @@ def _uncovered(subject: Subject, mounts: list[CgroupMount], h: Hierarchy, names:
             for name in names:
                 if covers.get(f"{mount.target}/{name}") != f"{subject.root}/{name}":
                     wrong.append(f"{mount.target}/{name} is writable")
-        elif mount.root.rpartition("/") in [(subject.root, "/", name) for name in names]:
+        elif subject.started and mount.root.rpartition("/") in [(subject.root, "/", name) for name in names]:
             wrong.append(f"{mount.target} is writable, and is {mount.root} of {called(key)}")
     return wrong
 

@@ -1,0 +1,422 @@
+"""Containers of other runtimes that the plugin makes guests: bundles by ``nestrt wrap``, engines in a Nest by hooks.
+
+::
+
+    test ──▶ nestrt wrap --runtime RUNTIME --root R VERB …  ──exec──▶ RUNTIME --root R VERB …
+               │                                                        └ hooks: nestrt hook createRuntime, poststop
+               └ /run/nestrt/plugin/RECORD, limit group, config.json
+"""
+
+from __future__ import annotations
+
+import array
+import itertools
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.bundles import Bundle, clear_parent
+from support.daemons import Containerd, Daemon, Docker
+from support.engines import Nest
+from support.hostside import groups, hierarchies, hierarchy_of, is_v2_only
+from support.need import SLOW, require
+from support.podman import IMAGE, Podman, split
+from support.rootfs import CHECKOUT
+from support.runner import STATE, Nestrt, Result, wait_for
+
+RUNC, CRUN = "/usr/sbin/runc", "/usr/bin/crun"
+# Debian's crun 1.8 takes no hybrid host whose v2 tree has a controller.
+RUNTIMES = (RUNC, CRUN) if is_v2_only() else (RUNC,)
+COMMAND = str(CHECKOUT / "hooks" / "nestrt")
+RECORDS = STATE / "plugin"
+NOTE = "io.nestrt.limit-group"
+_numbers = itertools.count(1)
+
+
+def records_of(bundle: Wrapped) -> list[str]:
+    """The names of the records of *bundle*, whatever their groups."""
+    return [name for name, values in records().items() if str(bundle.path) == values.get("bundle")]
+
+
+def records(directory: Path = RECORDS) -> dict[str, dict[str, Any]]:
+    """The plugin's records by their names."""
+    found = {}
+    for name in os.listdir(directory) if directory.exists() else ():
+        try:
+            found[name] = json.loads((directory / name).read_text())
+        except (OSError, ValueError):  # it went meanwhile; or it was never written
+            continue
+    return found
+
+
+class Wrapped(Bundle):
+    """A bundle whose verbs are those of *runtime*, by ``nestrt wrap``; without a policy until one is annotated."""
+
+    def __init__(self, nestrt: Nestrt, place: Path, id: str, rootfs: Path, state: Path, runtime: str = RUNC) -> None:
+        super().__init__(nestrt, place, id, rootfs, state)
+        self.runtime = runtime
+        self.host_policy = ""
+
+    @property
+    def wrap(self) -> list[str]:
+        """The words before those of the runtime."""
+        policy = ["--policy", self.host_policy] if self.host_policy else []
+        return ["wrap", "--runtime", self.runtime, *policy]
+
+    @property
+    def globals(self) -> list[str]:
+        return [*self.wrap, "--root", str(self.state_root)]
+
+    @globals.setter
+    def globals(self, words: list[str]) -> None:
+        """Bundle sets its own."""
+
+    def guest(self, policy: str = "nested") -> Wrapped:
+        """Give it a policy by annotation."""
+        self.annotate(policy=policy)
+        return self
+
+    def plain(self, *words: str, **named: Any) -> Result:
+        """The runtime itself with ``--root R WORDS``, past the plugin."""
+        argv = (self.runtime, "--root", str(self.state_root), *words)
+        named.setdefault("stdin", subprocess.DEVNULL)
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            done = subprocess.run(argv, stdout=out, stderr=err, timeout=60 * SLOW, **named)
+            texts = []
+            for file in (out, err):
+                file.seek(0)
+                texts.append(file.read().decode(errors="replace"))
+            return Result(argv, done.returncode, *texts)
+
+    def words_of_runtime(self, verb: str, *options: str) -> list[str]:
+        """The words of ``create`` or ``run`` for plain(), after the document has been written."""
+        self.write()
+        return [verb, "--bundle", str(self.path), *options, self.id]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The config.json that is there now."""
+        found: dict[str, Any] = json.loads((self.path / "config.json").read_text())
+        return found
+
+    def record(self) -> dict[str, Any]:
+        """What nestrt has noted of it; {} if nothing."""
+        return next((values for values in records().values() if values.get("group") == self.cgroup), {})
+
+    def start(self, **named: Any) -> Result:
+        return self.verb("start", self.id, **named)
+
+    def gone(self) -> None:
+        """AssertionError unless all that it had is away, once what dies has had a moment."""
+        wait_for(lambda: not self.leftovers(), f"nothing of {self.id}: {self.leftovers()}", 5)
+
+    def gone_by_force(self) -> None:
+        """Delete it by force; AssertionError unless all is away then."""
+        self.delete("--force").ok()
+        self.gone()
+
+    def leftovers(self) -> list[str]:
+        found = super().leftovers()
+        mine = (self.cgroup, str(self.path))
+        found += [f"record {n}" for n, v in records().items() if v.get("group") in mine or v.get("bundle") in mine]
+        found += [f"file {path}" for path in self.path.iterdir() if ".nestrt." in path.name]
+        return found
+
+    def sweep(self) -> None:
+        for name, values in records().items():
+            if values.get("group") == self.cgroup:
+                (RECORDS / name).unlink(missing_ok=True)
+        super().sweep()
+
+
+def with_etc(etc: Path, place: Path) -> Nestrt:
+    """The command where /etc is the directory *etc*, in a mount namespace that each call has to itself."""
+    script = place / "nestrt-with-etc"
+    mount = f"mount --bind '{etc}' /etc"
+    script.write_text(
+        f'#!/bin/sh\nexec unshare --mount --propagation private sh -c "{mount} && exec {COMMAND} \\"\\$@\\"" sh "$@"\n'
+    )
+    script.chmod(0o755)
+    command = Nestrt()
+    command.command = str(script)
+    return command
+
+
+def wrapped_bundles(nestrt: Nestrt, busybox: Path, runtime: str = RUNC) -> Iterator[Callable[..., Wrapped]]:
+    """The body of a fixture: gives a function that makes bundles for *runtime*.
+
+    At the end each container is deleted by force, and the test fails if anything stays.
+    """
+    require("runtime", None if os.access(runtime, os.X_OK) else f"{runtime} is not installed")
+    made: list[Wrapped] = []
+    base = Path(tempfile.mkdtemp(prefix="nestrt-plugin-", dir="/tmp"))
+    base.chmod(0o755)
+
+    def new(id: str = "", rootfs: Path | None = None, state: Path | None = None) -> Wrapped:
+        name = id or f"nestrt-w-{os.getpid():x}-{next(_numbers)}"
+        place = Path(tempfile.mkdtemp(prefix="bundle-", dir=base))
+        place.chmod(0o755)
+        made.append(Wrapped(nestrt, place, name, rootfs or busybox, state or base / "state", runtime))
+        return made[-1]
+
+    yield new
+    nestrt.stop()
+    left: list[str] = []
+    for bundle in made:
+        try:
+            bundle.delete("--force")  # runc has a status of its own for one that is not there
+        except subprocess.TimeoutExpired as error:
+            left.append(str(error))
+        end = time.monotonic() + 2 * SLOW
+        while (found := bundle.leftovers()) and time.monotonic() < end:
+            time.sleep(0.02)
+        left += found
+        bundle.sweep()
+    clear_parent()
+    shutil.rmtree(base, ignore_errors=True)
+    if left:
+        pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
+
+
+def memberships(pid: int) -> dict[str, str]:
+    """The groups of *pid* as the host sees them, by a hierarchy's mountpoint."""
+    found = {}
+    rows = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+    for hierarchy in hierarchies():
+        for _, names, path in rows:
+            given = frozenset(names.removeprefix("name=").split(",")) if names else frozenset()
+            own = hierarchy.controllers or frozenset({hierarchy.name})
+            if (hierarchy.version == 2 and not names) or (hierarchy.version == 1 and given == own):
+                found[str(hierarchy.mountpoint)] = path
+    assert len(found) == len(hierarchies()), rows
+    return found
+
+
+def standing(controller: str, group: str, v1: str, v2: str) -> str:
+    """The content of the limit file of *group*, stripped; "" where the group is not there."""
+    hierarchy = hierarchy_of(controller)
+    assert hierarchy is not None, f"no hierarchy has {controller}"
+    file = hierarchy.group(group) / (v1 if hierarchy.version == 1 else v2)
+    return file.read_text().strip() if file.exists() else ""
+
+
+@contextmanager
+def console_socket(place: Path) -> Iterator[tuple[str, Callable[[], int]]]:
+    """A Unix socket for --console-socket, and what takes the terminal's master from it."""
+    path = str(place / "console.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen(4)
+        listener.settimeout(20 * SLOW)
+
+        def take() -> int:
+            with listener.accept()[0] as peer:
+                _, ancillary, _, _ = peer.recvmsg(4096, socket.CMSG_SPACE(4))
+                return int(array.array("i", ancillary[0][2])[0])
+
+        yield path, take
+
+
+def read_until(master: int, text: str) -> str:
+    """What comes from the terminal *master* up to *text*."""
+    got = ""
+    end = time.monotonic() + 20 * SLOW
+    while text not in got:
+        assert select.select([master], [], [], max(0, end - time.monotonic()))[0], got
+        try:
+            got += os.read(master, 4096).decode(errors="replace")
+        except OSError:  # EIO: the other end is closed
+            break
+    return got
+
+
+# --- engines ------------------------------------------------------------------------------------
+
+
+class HookedPodman:
+    """A Podman whose runtime is Debian's runc, and whose hooks.d has nestrt's precreate hook.
+
+    *scripts* is a directory of the Nest for hooks that a test adds. The images are the Podman's.
+    """
+
+    def __init__(self, podman: Podman) -> None:
+        self.podman = podman
+        self.nest = podman.nest
+        self.directory = f"{podman.nest.store}/hooks.d"
+        podman.nest.inside(self.directory).mkdir(exist_ok=True)
+        self.hook("precreate", COMMAND, "nestrt", "hook", "precreate")
+        # A flag would not do: what podman itself starts again has only its configuration.
+        text = podman.nest.inside(podman.env["CONTAINERS_CONF"]).read_text()
+        words = f'[engine]\nhooks_dir = ["{self.directory}"]'
+        path = podman.nest.write("podman/hooked.conf", text.replace("[engine]", words))
+        self.env = {**podman.env, "CONTAINERS_CONF": path}
+        self.flags = (*podman.flags, "--runtime", "runc")
+
+    def hook(self, stage: str, path: str, *args: str, name: str = "") -> Path:
+        """Have podman add a hook to every container; the file that says so."""
+        value = {
+            "version": "1.0.0",
+            "hook": {"path": path, "args": list(args)},
+            "when": {"always": True},
+            "stages": [stage],
+        }
+        file = self.nest.inside(f"{self.directory}/{name or stage}.json")
+        file.write_text(json.dumps(value))
+        return file
+
+    def __call__(self, *argv: str, **named: Any) -> Result:
+        return self.nest.run("podman", *self.flags, *argv, env=self.env, **named)
+
+    def words(self, *argv: str) -> tuple[str, ...]:
+        """``podman run OPTIONS IMAGE COMMAND``, the two parts of *argv* separated by "--"."""
+        options, program = split(argv)
+        return ("run", "--cgroup-parent", self.nest.group, *options, IMAGE, *program)
+
+    def run(self, *argv: str, **named: Any) -> Result:
+        return self(*self.words(*argv), **named)
+
+    def start(self, *argv: str, **named: Any) -> str:
+        """``podman run -d``; the new container's id."""
+        return self.run("-d", *argv, **named).ok().out.strip()
+
+    def begin(self, *argv: str) -> subprocess.Popen[bytes]:
+        """``podman run`` (see words) in the background; its output goes nowhere."""
+        null = subprocess.DEVNULL
+        words = self.nest.words("podman", *self.flags, *self.words(*argv))
+        return subprocess.Popen(words, stdin=null, stdout=null, stderr=null, env={**self.nest.env, **self.env})
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        return self.podman.inspect(name)
+
+    def group(self, name: str) -> str:
+        """The group that podman has named for the container *name*: its limit group."""
+        found = [path for path in self.limit_groups() if self.inspect(name)["Id"] in path]
+        return found[0] if found else f"{self.nest.group}/libpod-{self.inspect(name)['Id']}"
+
+    def limit_groups(self) -> list[str]:
+        """The paths of podman's groups, by one hierarchy."""
+        top = hierarchies()[0].group(self.nest.group)
+        places = (path for path in top.rglob("libpod-*") if path.is_dir() and "conmon" not in path.name)
+        return [f"/{path.relative_to(hierarchies()[0].mountpoint)}" for path in places]
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        return records(self.nest.inside("/run/nestrt/plugin"))
+
+    def clear(self) -> list[str]:
+        """Remove every container and pod; what is left of them and of their guests afterwards, as lines."""
+        for file in self.nest.inside(self.directory).iterdir():
+            if file.name != "precreate.json":
+                file.unlink()
+        if self("pod", "ps", "-q").out:
+            self("pod", "rm", "-af", "-t", "0")
+        if self("ps", "-aq").out:
+            self("rm", "-af", "-t", "0")
+        end = time.monotonic() + 10 * SLOW
+        while (left := self.leftovers()) and time.monotonic() < end:
+            time.sleep(0.05)  # conmon's own clean-up may still be at it
+        for place in groups(self.nest.group):
+            # podman leaves a pod's group where it has no controller, as it does under runc alone.
+            for pod in place.glob("[0-9a-f]" * 64):
+                pod.rmdir()
+        return left
+
+    def leftovers(self) -> list[str]:
+        state = self.nest.inside("/run/runc")
+        found = [f"state {entry}" for entry in (os.listdir(state) if state.exists() else ())]
+        found += [f"record {name}" for name in self.records()]
+        return [*found, *self.podman.leftovers()]
+
+    def gc(self) -> Result:
+        """``nestrt gc`` where the engine's /run is."""
+        return self.nest.run(COMMAND, "gc")
+
+
+class WrappedDocker(Docker):
+    """dockerd whose runtimes are Debian's runc by ``nestrt wrap``: "guests", the default, makes every container one
+    by the policy nested; "open" those that the host's rules name. Without networks of its own."""
+
+    def __init__(self, nest: Nest, archive: str) -> None:
+        Daemon.__init__(self, nest, "wrapped-docker")
+        self.roots = tuple(f"{self.store}/exec/runtime-{name}/moby" for name in ("guests", "open"))
+        self.env = {"DOCKER_HOST": f"unix://{self.store}/d.sock", "DOCKER_CONFIG": f"{self.store}/client"}
+        wrap = ["wrap", "--runtime", RUNC]
+        configuration = {
+            "runtimes": {
+                "guests": {"path": COMMAND, "runtimeArgs": [*wrap, "--policy", "nested", "--"]},
+                "open": {"path": COMMAND, "runtimeArgs": [*wrap, "--"]},
+            },
+            "default-runtime": "guests",
+            "data-root": f"{self.store}/data",
+            "exec-root": f"{self.store}/exec",
+            "pidfile": f"{self.store}/pid",
+            "hosts": [f"unix://{self.store}/d.sock"],
+            "bridge": "none",
+            "iptables": False,
+            "storage-driver": "overlay2",
+            "exec-opts": ["native.cgroupdriver=cgroupfs"],
+            "cgroup-parent": nest.group,
+            "default-ulimits": {"nofile": {"Name": "nofile", "Soft": 1024, "Hard": 4096}},
+            "log-level": "warn",
+        }
+        self.begin("dockerd", "--config-file", nest.write("wrapped-docker/daemon.json", json.dumps(configuration)))
+        self("load", "-q", "-i", archive).ok()
+        # The host's network namespace, and that of none, get mounts that stay.
+        for network in ("host", "none"):
+            self("run", "--rm", "--network", network, IMAGE, "true").ok()
+        self.idle = nest.mounts(f"{self.store}/")
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        return records(self.nest.inside("/run/nestrt/plugin"))
+
+    def leftovers(self) -> list[str]:
+        return [*super().leftovers(), *(f"record {name}" for name in self.records())]
+
+    def gc(self) -> Result:
+        """``nestrt gc`` where the engine's /run is."""
+        return self.nest.run(COMMAND, "gc")
+
+
+class WrappedContainerd:
+    """A Containerd whose containers are Debian's runc's, by a script that calls ``nestrt wrap``, as a BinaryName is."""
+
+    def __init__(self, containerd: Containerd) -> None:
+        self.containerd = containerd
+        self.nest = containerd.nest
+        self.runtime = containerd.nest.write(
+            "containerd/nestrt-wrap", f'#!/bin/sh\nexec {COMMAND} wrap --runtime {RUNC} -- "$@"\n'
+        )
+        self.nest.inside(self.runtime).chmod(0o755)
+
+    def __call__(self, *argv: str, **named: Any) -> Result:
+        return self.containerd(*argv, **named)
+
+    def run(self, name: str, *argv: str, runtime: str = "", **named: Any) -> Result:
+        """``ctr run OPTIONS IMAGE NAME COMMAND``, the two parts of *argv* separated by "--"."""
+        options, program = split(argv)
+        words = ("--runc-binary", runtime or self.runtime, "--cgroup", self.group(name), *options)
+        return self("run", *words, IMAGE, name, *program, **named)
+
+    def group(self, name: str) -> str:
+        return self.containerd.group(name)
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        return records(self.nest.inside("/run/nestrt/plugin"))
+
+    def clear(self) -> list[str]:
+        left = self.containerd.clear()
+        return [*left, *(f"record {name}" for name in self.records())]
+
+    def gc(self) -> Result:
+        """``nestrt gc`` where the engine's /run is."""
+        return self.nest.run(COMMAND, "gc")
