@@ -138,7 +138,7 @@ def _run(command: str, argv: list[str]) -> int:
         import os
 
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
-        return 0
+        return 1 if command == "hook" else 0
     except KeyboardInterrupt:
         return 130
     except OSError as error:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Between the making of a limit group and the runtime's first process: an engine that is killed there
 # may have left a monitor that goes on for a moment.
+SIGKILL = 9
 GRACE = 10.0  # seconds
 LONGEST = 600.0  # seconds from there to the first process, whoever is at it
 SWEEP_LIMIT = 256  # records looked at by the way
@@ -33,9 +34,15 @@ def marked_id(hierarchies: tuple[Hierarchy, ...], group: str) -> str | None:
     return found
 
 
+def record_of(hierarchies: tuple[Hierarchy, ...], group: str) -> str:
+    """The name of the record that the mark of *group* tells, "" for none."""
+    found = (remove.read_mark(hierarchy, group).get("record") for hierarchy in hierarchies)
+    return next((name for name in found if isinstance(name, str)), "")
+
+
 def is_prepared(hierarchies: tuple[Hierarchy, ...], group: str, name: str) -> bool:
     """Whether *group* is the limit group of the guest whose record is *name*: the mark there says so."""
-    return bool(name) and any(remove.read_mark(hierarchy, group).get("record") == name for hierarchy in hierarchies)
+    return bool(name) and record_of(hierarchies, group) == name
 
 
 def take_back(record: Record, hierarchies: tuple[Hierarchy, ...]) -> None:
@@ -71,18 +78,32 @@ def is_over(record: Record, hierarchies: tuple[Hierarchy, ...]) -> bool:
 
     The caller has the record locked.
     """
-    group = record.text("group")
-    if group.strip("/") and remove.living(hierarchies, group):
-        return False
-    bundle = record.text("bundle")
+    bundle, group = record.text("bundle"), record.text("group")
     if record.values.get("started") is True:
-        return not bundle or not os.path.isdir(bundle)
+        # Who lives is looked at last: a guest may have thousands of groups.
+        gone = not bundle or not os.path.isdir(bundle)
+        return gone and not (group.strip("/") and remove.living(hierarchies, group))
     age = time.time() - record.number("created")
     maker, began = record.number("maker"), record.number("began")
     # An engine's service is the maker of many, and outlives those that it could not start.
-    if maker and pidfd.start_time(maker) == began:
-        return age > LONGEST
-    return age > GRACE
+    if age <= (LONGEST if maker and pidfd.start_time(maker) == began else GRACE):
+        return False
+    return not (group.strip("/") and remove.living(hierarchies, group))
+
+
+def release(record: Record, hierarchies: tuple[Hierarchy, ...]) -> None:
+    """v1: a guest that has frozen itself cannot die (runc#2105); it is thawed where its first process is killed."""
+    pid = record.number("pid")
+    if not pid or pidfd.start_time(pid) != record.number("start"):
+        return
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            rows = dict(line.split(b":", 1) for line in file.read(8192).split(b"\n") if b":" in line)
+        pending = int(rows[b"ShdPnd"], 16) | int(rows[b"SigPnd"], 16)
+    except (OSError, KeyError, ValueError):
+        return
+    if pending >> (SIGKILL - 1) & 1:
+        remove.thaw(hierarchies, record.text("group"))
 
 
 def sweep(hierarchies: tuple[Hierarchy, ...], but: str = "", most: int = SWEEP_LIMIT) -> list[str]:
@@ -92,7 +113,10 @@ def sweep(hierarchies: tuple[Hierarchy, ...], but: str = "", most: int = SWEEP_L
     one, or for ``gc``.
     """
     found = []
-    for name in names()[:most]:
+    known = names()
+    # Another part of them each time, where there are more.
+    begin = int(time.monotonic() * 1000) % len(known) if len(known) > most else 0
+    for name in (known[begin:] + known[:begin])[:most]:
         if name == but:
             continue
         try:
@@ -106,6 +130,7 @@ def sweep(hierarchies: tuple[Hierarchy, ...], but: str = "", most: int = SWEEP_L
                 from nestrt.act import lxc  # its monitor was killed, or starts it just now
 
                 lxc.end_orphans(record, hierarchies)
+            release(record, hierarchies)
             if is_over(record, hierarchies):
                 take_back(record, hierarchies)
                 found.append(record.text("group"))

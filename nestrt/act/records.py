@@ -53,10 +53,11 @@ class Record:
     wrapped runtime calls it.
     """
 
-    def __init__(self, name: str, fd: int, values: dict[str, Any]) -> None:
+    def __init__(self, name: str, fd: int, content: bytes = b"") -> None:
+        """*content* is what the file has in it."""
         self.name = name
         self.fd = fd
-        self.values = values
+        self.values = parse(content)
 
     @property
     def path(self) -> str:
@@ -76,10 +77,19 @@ class Record:
         return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
     def save(self) -> None:
-        """Write *values*, whole: the file is this object's alone. Raises OSError."""
-        content = jsontext.dumps(self.values).encode()
-        os.pwrite(self.fd, content, 0)
-        os.ftruncate(self.fd, len(content))
+        """Add *values* as one more line, of which the last whole one holds: a write that is cut off changes nothing.
+
+        Raises OSError, InputError (a line longer than half of RECORD_LIMIT).
+        """
+        content = b"\n" + jsontext.dumps(self.values).encode() + b"\n"
+        if len(content) > RECORD_LIMIT // 2:
+            reason = f"its record would be longer than {RECORD_LIMIT >> 11} KiB"
+            raise InputError("keep", f"guest in {self.text('group')[:99]}", reason, "shorten its linux.cgroupsPath")
+        end = os.fstat(self.fd).st_size
+        if end + len(content) > RECORD_LIMIT:
+            end = 0  # after some hundred updates
+            os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, content, end)
 
     def forget(self) -> None:
         """Remove the file, and let go of it."""
@@ -133,15 +143,19 @@ def open_record(name: str, make: bool = False, patience: float = PATIENCE) -> Re
         return None
     except OSError as error:
         raise KernelError("open record", path, error.errno or 0, "let root own /run/nestrt") from error
-    return Record(name, fd, _values(os.pread(fd, RECORD_LIMIT, 0)))
+    return Record(name, fd, os.pread(fd, RECORD_LIMIT, 0))
 
 
-def _values(content: bytes) -> dict[str, Any]:
-    try:
-        value = jsontext.loads(content.decode())
-    except ValueError:
-        return {}  # killed before it was written: then nothing was made
-    return value if isinstance(value, dict) else {}
+def parse(content: bytes) -> dict[str, Any]:
+    """What a record's file says: its last whole line. {} where it has none: then nothing was made."""
+    for line in reversed(content.split(b"\n")):
+        try:
+            value = jsontext.loads(line.decode()) if line else None
+        except ValueError:
+            continue  # cut off
+        if isinstance(value, dict):
+            return value
+    return {}
 
 
 def names() -> list[str]:

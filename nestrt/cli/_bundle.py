@@ -183,6 +183,10 @@ class Making:
             spec = forbid_handles(spec, os.uname().machine)
         unit = ""
         properties: tuple[Property, ...] = ()
+        if systemd and policy is not None:
+            from nestrt.plan.scope import require_plain
+
+            require_plain(spec.annotations)
         if systemd:
             from nestrt.act.unit import scope_of  # D-Bus, by libsystemd
 

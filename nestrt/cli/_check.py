@@ -7,7 +7,7 @@ import os
 from nestrt import jsontext
 from nestrt.act import containers, remove
 from nestrt.act.records import DIRECTORY as RECORDS
-from nestrt.act.records import RECORD_LIMIT
+from nestrt.act.records import RECORD_LIMIT, parse
 from nestrt.cli.engine import STATE_ROOT
 from nestrt.cli.hook import read_file
 from nestrt.errors import InputError, NestrtError, NotFound, StateError
@@ -160,10 +160,10 @@ def _record(guest: Guest, hierarchy: Hierarchy) -> dict[str, Any]:
         return {}
     try:
         with open(f"{RECORDS}/{name}", "rb") as file:
-            value = jsontext.loads(file.read(RECORD_LIMIT).decode())
-    except (OSError, ValueError):
+            value = parse(file.read(RECORD_LIMIT))
+    except OSError:
         return {}
-    return value if isinstance(value, dict) and value.get("group") == guest.path else {}
+    return value if value.get("group") == guest.path else {}
 
 
 def _document(guest: Guest, record: dict[str, Any]) -> dict[str, Any]:

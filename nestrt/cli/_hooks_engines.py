@@ -295,40 +295,22 @@ def unread(engine: str, place: Place) -> str:
 
 SYSTEMD = "/run/systemd/system"  # sd_booted(3)
 # What each engine's file has to say, so that it makes the groups itself.
-DRIVER = {
-    "podman": 'cgroup_manager = "cgroupfs" in [engine] of containers.conf',
-    "docker": '"exec-opts": ["native.cgroupdriver=cgroupfs"] in daemon.json',
-    "containerd": "SystemdCgroup = false in the options of runc, and cgroupDriver: cgroupfs of the kubelet",
-    "crio": 'cgroup_manager = "cgroupfs" in [crio.runtime], and cgroupDriver: cgroupfs of the kubelet',
-}
-
-
 def driver_note(engine: str, place: Place) -> str:
-    """What to change where *engine* lets systemd make the groups of containers, "" where it does not.
+    """What to change where *engine* lets systemd make the groups of containers, "" where that is well.
 
-    Below a systemd scope no runtime makes groups, so those containers that are to be guests are refused. Raises what
-    reading the files does.
+    Behind ``nestrt wrap`` nestrt asks systemd for the scope itself; podman's hooks cannot, and of the runtimes only
+    crun makes a group below one, on cgroup v2. Raises what reading the files does.
     """
-    running = not place.prefix and os.path.isdir(SYSTEMD)
-    if engine == "podman":
-        said = toml.last(_documents(place), "engine", "cgroup_manager")
-        systemd = said == "systemd" or (said is None and running)
-    elif engine == "docker":
-        options = daemon_json.parse(place.read(DAEMON_JSON) or "{}", DAEMON_JSON).get("exec-opts")
-        drivers = [text for text in options if "native.cgroupdriver=" in str(text)] if isinstance(options, list) else []
-        # Its own choice is systemd's on a pure v2 host alone (dockerd(8), native.cgroupdriver).
-        pure_v2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
-        systemd = str(drivers[-1]).endswith("=systemd") if drivers else running and pure_v2
-    elif engine == "containerd":
-        document = toml.parse(place.read(CONFIG_TOML) or "", CONFIG_TOML)
-        options = toml.runtimes_of(document).get(NAME, {}).get("options", {})
-        systemd = options.get("SystemdCgroup") is True
-    else:
-        names = ["/etc/crio/crio.conf", *(f"{CRIO_D}/{name}" for name in place.names(CRIO_D))]
-        texts_ = [(path, place.read(path)) for path in names]
-        documents = [(path, toml.parse(text, path)) for path, text in texts_ if text is not None]
-        systemd = toml.last(documents, "crio", "runtime", "cgroup_manager") in (None, "systemd")
-    return f"containers that systemd places are refused as guests; write {DRIVER[engine]}" if systemd else ""
+    if engine != "podman":
+        return ""
+    said = toml.last(_documents(place), "engine", "cgroup_manager")
+    if said == "systemd" or (said is None and not place.prefix and os.path.isdir(SYSTEMD)):
+        return (
+            "containers that systemd places are guests only under crun on cgroup v2; for runc write "
+            'cgroup_manager = "cgroupfs" in [engine] of containers.conf, or let nestrt wrap be the runtime'
+        )
+    return ""
+
 
 
 def runtime_path(name: str, command: str, prefix: str = "") -> str:

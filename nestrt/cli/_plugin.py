@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nestrt.act.unit import Scope
+    from nestrt.level.devices import DeviceRule
     from nestrt.level.policy import Policy
     from nestrt.oci.model import Spec
     from nestrt.plan.facts import Facts
@@ -48,7 +49,8 @@ PREFIXES = ("libpod-", "crio-", "cri-containerd-", "docker-", "nerdctl-", "build
 class Guest:
     """A container that a policy makes a guest: *document* and *spec* as they came, *host* the policy as the host
     has bound it, *usual* the policy of the host's command line; *bundle* with the document's limits brought down
-    to the policy; *name* as ``nestrt ls`` shows it; *scope* the systemd unit whose group is the limit group."""
+    to the policy; *name* as ``nestrt ls`` shows it; *scope* the systemd unit whose group is the limit group; *held*
+    the devices of this level, if it has not all."""
 
     name: str
     document: dict[str, Any]
@@ -58,6 +60,7 @@ class Guest:
     bundle: Bundle
     facts: Facts
     scope: Scope | None = None
+    held: tuple[DeviceRule, ...] | None = None
 
 
 def guest_name(group: str) -> str:
@@ -138,7 +141,8 @@ def find(
     request = replace(request, rootfs=os.path.join(path or "/", spec.root_path or "rootfs"))
     bundle = Bundle(name, path, request.rootfs, narrowed, group, rules=rules, request=request)
     plan.require_place(bundle)
-    return Guest(name, document, spec, host, policy_name, bundle, facts, scope)
+    plan.require_throttles(bundle, facts)
+    return Guest(name, document, spec, host, policy_name, bundle, facts, scope, held)
 
 
 def _no_place(spec: Spec, id: str) -> NestrtError:
@@ -171,6 +175,14 @@ def make(guest: Guest, key: str, values: dict[str, object], parked: bool = False
     worker = Worker(guest.name)
     try:
         _vacate(found, guest)
+    except BaseException:
+        # What is there is another's, or lives: nothing of it is to be taken back.
+        if found.values:
+            found.close()
+        else:
+            found.forget()
+        raise
+    try:
         own = facts.hierarchies
         if guest.scope is not None:
             from nestrt.cli import _scope
@@ -192,7 +204,7 @@ def make(guest: Guest, key: str, values: dict[str, object], parked: bool = False
         if guest.scope is not None:
             _scope.start(guest, found)
         bundle = with_origin(bundle, found)
-        steps = plan.prepare(bundle, facts, generation, now)
+        steps = plan.prepare(bundle, facts, generation, now, guest.held)
         hold_parents(worker)
         worker.run(steps)
         found.values.update(later(bundle, facts, generation, now, parked))
@@ -245,20 +257,30 @@ def undo(record: records.Record, guest: Guest) -> None:
 
 def _vacate(found: records.Record, guest: Guest) -> None:
     """Remove what an earlier start of the same container has left. Raises StateError where something lives in it."""
-    group, hierarchies = guest.bundle.cgroup, guest.facts.hierarchies
-    if all(not os.path.isdir(h.path(group)) for h in hierarchies):
-        return
-    from nestrt.act import plugin, remove
+    hierarchies = guest.facts.hierarchies
+    places = dict.fromkeys((guest.bundle.cgroup, found.text("group") or guest.bundle.cgroup))
+    for group in places:
+        if all(not os.path.isdir(h.path(group)) for h in hierarchies):
+            continue
+        from nestrt.act import plugin, remove
 
-    if pids := remove.living(hierarchies, group):
-        raise StateError(
-            "make guest",
-            f"{guest.name} in {group}",
-            f"container's cgroup is not empty: {len(pids)} process(es) found",
-            "end them, or name another group in linux.cgroupsPath",
-        )
-    if plugin.marked_id(hierarchies, group):
-        remove.remove_tree(group, hierarchies)
+        if pids := remove.living(hierarchies, group):
+            raise StateError(
+                "make guest",
+                f"{guest.name} in {group}",
+                f"container's cgroup is not empty: {len(pids)} process(es) found",
+                "end them, or name another group in linux.cgroupsPath",
+            )
+        if plugin.marked_id(hierarchies, group):
+            other = plugin.record_of(hierarchies, group)
+            if other not in ("", found.name) and other in records.names():
+                raise StateError(
+                    "make guest",
+                    f"{guest.name} in {group}",
+                    "the group has been prepared for another container",
+                    "name another group in linux.cgroupsPath",
+                )
+            remove.remove_tree(group, hierarchies)
 
 
 def with_origin(bundle: Bundle, found: records.Record) -> Bundle:
@@ -287,7 +309,26 @@ def later(bundle: Bundle, facts: Facts, generation: str, created: int, parked: b
 def terms(guest: Guest, files: dict[str, tuple[str, ...]], record: str) -> Terms:
     """What the document of *guest* is rewritten by; *files* are the names of control files that its root will have."""
     group, hierarchies = guest.bundle.cgroup, guest.facts.hierarchies
-    return Terms(guest.host, group, hierarchies, files, program(guest.usual), record, os.uname().machine)
+    request = guest.bundle.request
+    assert request is not None
+    return Terms(
+        request.policy,
+        group,
+        hierarchies,
+        files,
+        program(guest.usual),
+        record,
+        os.uname().machine,
+        limits=guest.host.limits,
+        sources=_sources(guest),
+    )
+
+
+def _sources(guest: Guest) -> dict[str, str]:
+    """Where the sources of binds lead that have symbolic links in them: /proc/self/root is one, too."""
+    binds = [mount.source for mount in guest.spec.mounts if "bind" in mount.options or "rbind" in mount.options]
+    base = guest.bundle.path or "/"
+    return {source: real for source in binds if (real := os.path.realpath(os.path.join(base, source))) != source}
 
 
 def _rewritten(guest: Guest, record: str) -> str:

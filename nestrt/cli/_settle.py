@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from nestrt import jsontext
 from nestrt.act import records, script
-from nestrt.errors import HostError, InputError, StateError
+from nestrt.errors import HostError, InputError, NestrtError, StateError
 from nestrt.kernel import pidfd
 
 TYPE_CHECKING = False
@@ -62,10 +62,32 @@ def own_record(state: State) -> records.Record | None:
     if not state.record or not state.group:
         return None
     record = records.open_record(state.record)
-    if record is not None and (record.text("group") != state.group or record.text("bundle") not in ("", state.bundle)):
-        record.close()
+    if record is None:
         return None
-    return record
+    try:
+        if record.text("group") == state.group and _is_its(record, state):
+            return record
+    except BaseException:
+        record.close()
+        raise
+    record.close()
+    return None
+
+
+def _is_its(record: records.Record, state: State) -> bool:
+    """Whether the record is of the state's container: by its bundle, and where that was not known, by its document."""
+    if record.text("bundle"):
+        return record.text("bundle") == state.bundle
+    from nestrt.cli.hook import read_file
+
+    try:
+        document = jsontext.loads(read_file(f"{state.bundle}/config.json").decode("utf-8", "replace"))
+    except (NestrtError, ValueError):
+        return False
+    linux = document.get("linux") if isinstance(document, dict) else None
+    path = linux.get("cgroupsPath") if isinstance(linux, dict) else None
+    # systemd's own way to name a scope is not a path; the runtime has made the group of it by then.
+    return path == f"{state.group}/guest" or (isinstance(path, str) and "/" not in path)
 
 
 def create_runtime(state: State, single: dict[str, str]) -> int:

@@ -51,6 +51,11 @@ def delete(call: Call, runtime: str) -> int | None:
     if record is None:
         return None
     record.close()  # for the poststop hook
+    if {"force", "f"} & call.flags.keys():
+        from nestrt.act import remove
+
+        # What a guest has frozen of its own cannot die, and runc waits for it.
+        remove.kill(records.hierarchies(record), record.text("group"))
     status = run(runtime, call.words)
     record = _record(call)
     if record is not None:
@@ -152,4 +157,17 @@ def _update(call: Call, runtime: str, record: records.Record) -> int:
     return 0
 
 
-ACTIONS = {"start": start, "update": update, "delete": delete}
+def kill(call: Call, runtime: str) -> int | None:
+    """v1: what a guest has frozen of its own cannot die (runc#2105): it is thawed when it has the signal to end."""
+    if call.operands[1:2] and call.operands[1].upper().removeprefix("SIG") not in ("9", "KILL"):
+        return None
+    record = _record(call)
+    if record is None:
+        return None
+    record.close()
+    status = run(runtime, call.words)
+    plugin.release(record, records.hierarchies(record))
+    return status
+
+
+ACTIONS = {"kill": kill, "start": start, "update": update, "delete": delete}

@@ -16,7 +16,7 @@ import os
 import sys
 
 from nestrt.cli.options import Option, parse, usage
-from nestrt.errors import InputError, NotFound
+from nestrt.errors import InputError, NestrtError, NotFound
 
 HEAD = """usage: nestrt hook [OPTION …] STAGE
 
@@ -35,7 +35,7 @@ OPTIONS = (
 )
 STAGES = ("createRuntime", "poststart", "poststop")
 CONFIG_LIMIT = 16 << 20  # bytes
-STATE_LIMIT = 8 << 20  # a container's annotations are in it
+STATE_LIMIT = 32 << 20  # a container's annotations are in it
 CHUNK = 1 << 20
 ETC = "/etc/nestrt"
 
@@ -116,7 +116,13 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(usage(HEAD, OPTIONS))
         return 0
     if stage == "precreate":
-        return precreate(single)
+        try:
+            return precreate(single)
+        except NestrtError as error:
+            from nestrt.cli._verdict import log  # podman 4 keeps what a hook of this stage says to itself
+
+            log(f"precreate: {error}")
+            raise
     if stage not in STAGES:
         raise InputError("run", f"hook {stage!a}", "no such stage", f"known: precreate, {', '.join(STAGES)}")
     content = read_input(STATE_LIMIT, "the container's state")

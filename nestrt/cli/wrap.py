@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     import signal as _signal
     from typing import NoReturn
 
+    from nestrt.cli._plugin import Guest
     from nestrt.cli.engine import Globals
+
+    Made = tuple[Guest, str, bytes]
 else:
     import _signal  # signal.py imports enum
 
@@ -37,7 +40,7 @@ Prepare a guest and become the runtime PATH with the same arguments.
   --policy NAME     for containers that no rule of the host matches (default: none)
 """
 # Of runc and crun; all other flags are switches, or have their value after "=".
-GLOBAL_VALUES = ("root", "log", "log-format", "criu", "rootless", "cgroup-manager")
+GLOBAL_VALUES = ("root", "log", "log-format", "log-level", "criu", "rootless", "cgroup-manager")
 VERB_VALUES = {
     "create": ("bundle", "b", "console-socket", "pid-file", "preserve-fds", "config", "f", "pidfd-socket"),
     "restore": (
@@ -57,13 +60,21 @@ MAKING = ("create", "run", "restore")
 FALSE = ("0", "f", "F", "false", "False", "FALSE")  # strconv.ParseBool
 
 
-def scan(words: list[str], valued: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """Flags as Go's and argp's parsers take them, and the operands with what follows the first."""
+def scan(words: list[str], valued: tuple[str, ...], argp: bool) -> tuple[dict[str, str], list[str]]:
+    """Flags as Go's parser takes them, or crun's *argp* (abbreviated names, letters in a row, ``-bDIR``), and the
+    operands with what follows the first."""
     found: dict[str, str] = {}
     rest = list(words)
     while rest and rest[0].startswith("-") and rest[0] not in ("-", "--"):
-        flag, equals, value = rest.pop(0).partition("=")
+        word = rest.pop(0)
+        if argp and not word.startswith("--"):
+            _letters(word[1:], valued, found, rest)
+            continue
+        flag, equals, value = word.partition("=")
         name = flag.lstrip("-")
+        if argp and name not in valued:
+            longer = [known for known in valued if len(known) > 1 and known.startswith(name)]
+            name = longer[0] if len(longer) == 1 else name
         if not equals and name in valued:
             if not rest:
                 break
@@ -72,19 +83,28 @@ def scan(words: list[str], valued: tuple[str, ...]) -> tuple[dict[str, str], lis
     return found, rest
 
 
+def _letters(letters: str, valued: tuple[str, ...], found: dict[str, str], rest: list[str]) -> None:
+    """One word of single letters: the first that takes a value has the rest of the word, or the next one."""
+    for index, letter in enumerate(letters, 1):
+        found[letter] = ""
+        if letter in valued:
+            found[letter] = letters[index:] or (rest.pop(0) if rest else "")
+            return
+
+
 class Call:
     """The runtime's command line: its global flags, the verb, the verb's flags and operands; *policy* is ours."""
 
-    def __init__(self, words: list[str], policy: str = "") -> None:
+    def __init__(self, words: list[str], policy: str = "", argp: bool = False) -> None:
         self.words = words
         self.policy = policy
-        self.globals, rest = scan(words, GLOBAL_VALUES)
+        self.globals, rest = scan(words, GLOBAL_VALUES, argp)
         self.verb = rest[0] if rest else ""
         self.flags: dict[str, str] = {}
         self.operands: list[str] = []
         rest = rest[1:]
         while rest:
-            found, rest = scan(rest, VERB_VALUES.get(self.verb, ()))
+            found, rest = scan(rest, VERB_VALUES.get(self.verb, ()), argp)
             self.flags.update(found)
             if rest[:1] == ["--"]:
                 self.operands += rest[1:]
@@ -147,6 +167,10 @@ def become(runtime: str, words: list[str]) -> NoReturn:
     """exec(2). Raises NotFound, OSError."""
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_DFL)  # Python ignores them, and the runtime would too
+    if "LC_CTYPE" in os.environ:
+        with open("/proc/self/environ", "rb") as file:
+            if not any(entry.startswith(b"LC_CTYPE=") for entry in file.read().split(b"\0")):
+                del os.environ["LC_CTYPE"]  # Python's own, where the locale is C (PEP 538)
     os.execv(runtime, [runtime, *words])
 
 
@@ -158,23 +182,26 @@ def main(argv: list[str]) -> int:
         return 0
     if "runtime" not in own:
         raise InputError("wrap", "a runtime", "none is named", "write nestrt wrap --runtime /usr/sbin/runc …")
-    call = Call(words, own.get("policy", ""))
+    call = Call(words, own.get("policy", ""), "crun" in os.path.basename(own["runtime"]))
+    made: Made | None = None
     try:
         runtime = find_runtime(own["runtime"])
         if call.verb in MAKING and call.id and not ({"help", "h"} & call.flags.keys()):
-            _make(call)
-        elif call.verb in ("start", "update", "delete") and call.id:
+            made = _make(call)
+        elif call.verb in ("start", "update", "delete", "kill") and call.id:
             from nestrt.cli import _wrapped
 
             status = _wrapped.ACTIONS[call.verb](call, runtime)
             if status is not None:
                 return status
+        become(runtime, call.words)
     except (NestrtError, OSError) as error:
         from nestrt.cli import engine
 
+        if made is not None:
+            _unmake(call, made)
         engine.report(call.engine_globals(), error, call.verb or "wrap")
         return 1
-    become(runtime, call.words)
 
 
 def _own(argv: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -191,22 +218,26 @@ def _own(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     return found, words[1:] if words[:1] == ["--"] else words
 
 
-def _make(call: Call) -> None:
-    """Make the guest's limit group and rewrite its document, where a policy holds. Raises NestrtError, OSError."""
-    from nestrt.cli.hook import concerns_nobody, read_file
+def _make(call: Call) -> Made | None:
+    """Make the guest's limit group and rewrite its document, where a policy holds. Raises NestrtError, OSError.
+
+    Returns the guest, and the document's file with what stood in it.
+    """
+    from nestrt.cli.hook import CONFIG_LIMIT, concerns_nobody, read_file
 
     bundle, path = call.config
-    if not os.path.isfile(path):
-        return  # the runtime says so in its own words
+    path = os.path.realpath(path)
+    if not os.path.exists(path) or os.path.isdir(path):
+        return None  # the runtime says so in its own words
     content = read_file(path)
-    if concerns_nobody(content, call.policy):
-        return
+    if len(content) <= CONFIG_LIMIT and concerns_nobody(content, call.policy):
+        return None
     from nestrt.cli import _plugin
 
     document, spec = _plugin.read(content, path)
     guest = _plugin.find(document, spec, bundle, call.policy, call.id, systemd=call.systemd)
     if guest is None:
-        return
+        return None
     values = {**_plugin.maker(os.getpid()), "root": call.globals.get("root", ""), "container": call.id}
     text, record = _plugin.make(guest, call.key, values, parked=call.verb == "create")
     try:
@@ -217,6 +248,19 @@ def _make(call: Call) -> None:
         raise
     record.close()
     call.words = call.without_systemd()
+    return guest, path, content
+
+
+def _unmake(call: Call, made: Made) -> None:
+    """The runtime cannot be executed: take back what was made for it."""
+    from nestrt.act import records
+    from nestrt.cli import _plugin
+
+    guest, path, content = made
+    record = records.open_record(records.key(call.key))
+    if record is not None:
+        _plugin.undo(record, guest)
+    replace_file(path, content.decode("utf-8", "surrogateescape"))
 
 
 def replace_file(path: str, text: str) -> None:
@@ -225,7 +269,7 @@ def replace_file(path: str, text: str) -> None:
     temporary = f"{path}.nestrt.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        with open(fd, "w", encoding="ascii") as file:
+        with open(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             file.write(text)
             os.fchown(fd, status.st_uid, status.st_gid)
             os.fchmod(fd, status.st_mode & 0o7777)

@@ -18,8 +18,9 @@ from nestrt.errors import HostError
 from nestrt.level.devices import DeviceRule, format_rule, subset
 from nestrt.plan.bundle import identity
 from nestrt.plan.container_groups import require_controllers, resource_steps
-from nestrt.plan.groups import divisible, guest_root, late_steps, limit_group, marks, parents
+from nestrt.plan.groups import divisible, flat_io, guest_root, late_steps, limit_group, marks, parents
 from nestrt.plan.host_steps import Attach, DisableControllers, EnableControllers, MarkRunning, SetFile
+from nestrt.plan.ids import moved_first
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from nestrt.plan.facts import Facts, Hierarchy
     from nestrt.plan.steps import Step
 
+DEEPEST = 64  # names in a limit group's path
 # What runc and crun allow every container, whatever its document says (libcontainer/specconv, AllowedDevices;
 # crun, src/libcrun/cgroup-resources.c). v1 refuses them where the limit group has not the same.
 BUILT_IN: tuple[DeviceRule, ...] = (
@@ -47,13 +49,16 @@ def _v1_devices(facts: Facts) -> Hierarchy | None:
     return next((h for h in facts.hierarchies if h.version == 1 and "devices" in h.controllers), None)
 
 
-def _for_now(rules: tuple[OrderedRule, ...], facts: Facts) -> tuple[OrderedRule, ...]:
+def _for_now(
+    rules: tuple[OrderedRule, ...], facts: Facts, held: tuple[DeviceRule, ...] | None
+) -> tuple[OrderedRule, ...]:
     """*rules* with what the runtime is going to write below them on v1; taken away again by _narrowed()."""
     if _v1_devices(facts) is None:
         return rules
     from nestrt.oci.resources import DeviceRule as OrderedRule
 
-    return (*rules, *(OrderedRule(True, rule.type, rule.major, rule.minor, rule.access) for rule in BUILT_IN))
+    more = BUILT_IN if held is None else tuple(rule for rule in BUILT_IN if subset((rule,), held) is None)
+    return (*rules, *(OrderedRule(True, rule.type, rule.major, rule.minor, rule.access) for rule in more))
 
 
 def _narrowed(bundle: Bundle, facts: Facts) -> list[Step]:
@@ -76,16 +81,18 @@ def _narrowed(bundle: Bundle, facts: Facts) -> list[Step]:
     return steps
 
 
-def prepare(bundle: Bundle, facts: Facts, generation: str, created: int) -> list[Step]:
+def prepare(
+    bundle: Bundle, facts: Facts, generation: str, created: int, held: tuple[DeviceRule, ...] | None = None
+) -> list[Step]:
     """Everything down to the limit group, which then bounds whatever is put below it.
 
-    *generation* is the guest's own random id, *created* seconds since 1970. Raises HostError for a
-    resource whose controller this level has not.
+    *held* are the devices that this level has, None for all; *generation* is the guest's own random id, *created*
+    seconds since 1970. Raises HostError for a resource whose controller this level has not.
     """
     assert bundle.request is not None
     who = identity(bundle)
     require_controllers(bundle, facts)
-    rules = _for_now(bundle.rules, facts)
+    rules = _for_now(bundle.rules, facts, held)
     steps: list[Step] = []
     for h, text in marks(bundle.request, facts, generation, who, created):
         steps += parents(h, bundle.cgroup, shared=True)
@@ -110,7 +117,9 @@ def settle(bundle: Bundle, facts: Facts, whole: str, parked: bool = False) -> li
         if h.version == 2 and (hidden := tuple(c for c in h.controllers if c not in divisible(request, h))):
             steps.append(DisableControllers(h, bundle.cgroup, hidden))
         steps += guest_root(request, facts, h, who)
-    steps.append(Attach(facts.hierarchies, request.first_group))
+    # Root of a user namespace moves only processes of its own uid on v1: there it stays in the guest root.
+    trees = tuple(h for h in facts.hierarchies if h.version == 2)
+    steps.append(Attach(trees if moved_first(facts, who) else facts.hierarchies, request.first_group))
     if parked:
         steps.append(Attach(tuple(h for h in facts.hierarchies if h.version == 1), bundle.cgroup))
     hybrid = any(h.version == 1 for h in facts.hierarchies)
@@ -124,8 +133,34 @@ def settle(bundle: Bundle, facts: Facts, whole: str, parked: bool = False) -> li
     return steps
 
 
+def require_throttles(bundle: Bundle, facts: Facts) -> None:
+    """Raises HostError where the guest's root could put its processes beyond v1's throttles, which hold for one
+    group alone: it is kept out of their hierarchy by ownership, or by a cover that it cannot take off."""
+    request = bundle.request
+    assert request is not None
+    if identity(bundle).private or not any(flat_io(request, h) for h in facts.hierarchies):
+        return
+    sets = bundle.spec.process.capabilities if bundle.spec.process else None
+    held = {name.upper() for names in sets.__dict__.values() for name in names} if sets else set()
+    if bundle.spec.namespace("user") is None and "CAP_SYS_ADMIN" not in held:
+        return
+    raise HostError(
+        "limit",
+        f"the I/O of container {bundle.id}",
+        "cgroup v1 throttles single groups, and its root could make others",
+        "give it a user namespace with ids of its own, or no CAP_SYS_ADMIN, or take a host with cgroup v2",
+    )
+
+
 def require_place(bundle: Bundle) -> None:
     """Raises HostError where a limit group cannot be one above the guest root."""
+    if bundle.cgroup.count("/") > DEEPEST:
+        raise HostError(
+            "give a policy to",
+            f"container {bundle.id}",
+            f"its linux.cgroupsPath has more than {DEEPEST} names",
+            "name a group that is less deep",
+        )
     if not bundle.cgroup.strip("/"):
         raise HostError(
             "give a policy to",

@@ -50,11 +50,11 @@ HOOK_TIMEOUT = 60  # seconds
 class Terms:
     """What a rewrite is made from besides the document.
 
-    *policy* is what holds for the bundle, its limits the host's own; *group* the limit group, absolute;
-    *hierarchies* those that have it. *files* are the names of control files that the guest root will have,
-    by a hierarchy's name. *hook* is the program that the hooks run, and its arguments up to the stage.
-    *record* names the guest's record, *machine* is uname(2)'s. *socket* is the broker's, on the host, "" where the
-    guest is to have none.
+    *policy* is what holds for the bundle, *limits* the host's own where the policy's have the document's in them;
+    *group* is the limit group, absolute; *hierarchies* those that have it. *files* are the names of control files that
+    the guest root will have, by a hierarchy's name. *hook* is the program that the hooks run, and its arguments up to
+    the stage. *record* names the guest's record, *machine* is uname(2)'s. *socket* is the broker's, on the host, ""
+    where the guest is to have none. *sources* are the sources of binds that lead elsewhere than they say, and where.
     """
 
     policy: Policy
@@ -65,6 +65,8 @@ class Terms:
     record: str = ""
     machine: str = "x86_64"
     socket: str = ""
+    limits: Limits | None = None
+    sources: dict[str, str] = {}
 
 
 def noted_group(spec: Spec) -> str:
@@ -104,10 +106,12 @@ def rewrite(document: Document, spec: Spec, terms: Terms | None) -> Document:
     _possible(spec)
     linux = dict(document.get("linux") or {})
     root = f"{terms.group}/{GUEST_ROOT}"
-    view = View(terms.policy, root, terms.hierarchies, terms.files, private_ids(spec))
+    view = View(terms.policy, root, terms.hierarchies, terms.files, private_ids(spec), terms.sources, _uncovers(spec))
     linux["cgroupsPath"] = root
     linux["namespaces"] = _namespaces(linux.get("namespaces") or [], spec)
-    resources = within_limits(linux.get("resources") or {}, spec, terms.policy.limits)
+    resources = within_limits(
+        linux.get("resources") or {}, spec, terms.policy.limits if terms.limits is None else terms.limits
+    )
     if resources:
         linux["resources"] = resources
     if opens_handles(spec):
@@ -122,6 +126,13 @@ def rewrite(document: Document, spec: Spec, terms: Terms | None) -> Document:
         "hooks": _hooks(document.get("hooks") or {}, terms.hook, HOOKS + ("poststart",) * terms.policy.strict),
         "linux": linux,
     }
+
+
+def _uncovers(spec: Spec) -> bool:
+    """Whether the container's root, being the host's, could take a mount off again."""
+    sets = spec.process.capabilities if spec.process else None
+    held = {name.upper() for names in sets.__dict__.values() for name in names} if sets else set()
+    return spec.namespace("user") is None and "CAP_SYS_ADMIN" in held
 
 
 def text_of(document: Document) -> str:
@@ -192,13 +203,14 @@ def _with_socket(mounts: list[Any], socket: str) -> list[Any]:
 
 
 def _hooks(hooks: Document, program: tuple[str, ...], stages: tuple[str, ...]) -> Document:
-    """*hooks* with ours, each once, and last in its stage: others may prepare what ours looks at."""
+    """*hooks* with ours, each once; createRuntime's last: others may prepare what it looks at."""
     found = dict(hooks)
     path, *arguments = program
     for stage in stages:
         others = [hook for hook in found.get(stage) or [] if not _is_ours(hook, stage)]
         ours = {"path": path, "args": [*arguments, stage], "env": list(HOOK_ENV), "timeout": HOOK_TIMEOUT}
-        found[stage] = [*others, ours]
+        # Behind one that fails none is run (runc): what removes the guest is not behind others'.
+        found[stage] = [ours, *others] if stage == "poststop" else [*others, ours]
     return found
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CGROUP_ROOT = "/sys/fs/cgroup"
 FIXED = ["nosuid", "noexec", "nodev", "relatime"]
+ABOVE = ("/", "/sys", "/sys/fs")  # a recursive bind of these brings the host's cgroup mounts along
 BINDS = ("bind", "rbind")
 EMPTY = ["nosuid", "noexec", "nodev", "mode=755", "size=64k", "ro"]
 COVER = ["bind", "ro", "nosuid", "noexec", "nodev"]
@@ -41,13 +42,15 @@ COVER = ["bind", "ro", "nosuid", "noexec", "nodev"]
 @record
 class View:
     """What the guest is to see: *root* is the guest root's path, *files* the names of its control files by hierarchy,
-    *private* says that ownership locks them."""
+    *private* says that ownership locks them. *sources* see Terms; *uncovers*: its root can take mounts off."""
 
     policy: Policy
     root: str
     hierarchies: tuple[Hierarchy, ...]
     files: dict[str, tuple[str, ...]]
     private: bool
+    sources: dict[str, str] = {}
+    uncovers: bool = False
 
     @property
     def request(self) -> Request:
@@ -68,35 +71,54 @@ def place(h: Hierarchy) -> str:
     return ""
 
 
-def _of_hosts_cgroups(mount: Mount) -> bool:
-    """Whether *mount* is a view, or a bind of what lies below the host's."""
+def _of_hosts_cgroups(mount: Mount, source: str) -> bool:
+    """Whether *mount* is a view, or a bind of what lies below the host's; *source* is where its source leads."""
     if any(word in BINDS for word in mount.options):
-        source = clean(mount.source)
         return source == CGROUP_ROOT or source.startswith(CGROUP_ROOT + "/")
     return mount.type in ("cgroup", "cgroup2")
+
+
+def _brings(mount: Mount, source: str) -> bool:
+    """Whether *mount* is a bind that brings the host's cgroup mounts along."""
+    return "rbind" in mount.options and source in ABOVE
+
+
+def _hidden(target: str, source: str) -> Document:
+    """An empty mount over the host's cgroups in a bind of *source* at *target*."""
+    place = clean(target + CGROUP_ROOT[len(source.rstrip("/")) :])
+    return {"destination": place, "type": "tmpfs", "source": "tmpfs", "options": EMPTY}
 
 
 def view_mounts(raw: list[Any], mounts: tuple[Mount, ...], view: View) -> list[Any]:
     """The document's mounts *raw*, parsed as *mounts*, with the policy's view in place of every cgroup mount."""
     over = covers(view)
     nothing = _entries(view, {}) if view.policy.mount == "none" else []
+    hiding = [
+        _hidden(clean(mount.destination), source)
+        for mount in mounts
+        if _brings(mount, source := clean(view.sources.get(mount.source, mount.source)))
+    ]
     kept: list[Any] = []
     base: Document = {}
     at, after_sys = -1, -1
     for entry, mount in zip(raw, mounts, strict=True):
         target = clean(mount.destination if mount.destination.startswith("/") else "/" + mount.destination)
-        if _of_hosts_cgroups(mount):
+        source = clean(view.sources.get(mount.source, mount.source))
+        if _of_hosts_cgroups(mount, source) or entry in nothing:
             if at < 0:
                 at = len(kept)
             if not base and target == CGROUP_ROOT and mount.type in ("cgroup", "cgroup2"):
                 base = entry
             continue
-        if entry in over or entry in nothing:
+        if entry in over or entry in hiding:
             continue  # put there before
-        if "rbind" in mount.options and clean(mount.source) in ("/sys", "/sys/fs"):
-            # The launching level's own cgroup mounts are below.
+        above = _brings(mount, source)
+        if above and view.uncovers:
+            # The launching level's own cgroup mounts are below, and stay out.
             entry = {**entry, "options": ["bind" if word == "rbind" else word for word in mount.options]}
         kept.append(entry)
+        if above and not view.uncovers and (cover := _hidden(target, source))["destination"] != CGROUP_ROOT:
+            kept.append(cover)
         if target in ("/sys", "/sys/fs"):
             after_sys = len(kept)
     at = max(len(kept) if at < 0 and after_sys < 0 else at, after_sys)

@@ -31,7 +31,8 @@ def cgroup_path(text: str, id: str) -> str:
     """
     if not text.startswith("/"):
         groups = read_cgroups()
-        own = next((path for names, path in groups.items() if names), "/")
+        limiting = (path for names, path in groups.items() if names and not names[0].startswith("name="))
+        own = next(limiting, "/")
         if () in groups and len(groups) == 1:
             own = groups[()].rpartition("/")[0]
         text = f"{own}/{text or id}"

@@ -26,6 +26,7 @@ from typing import Any
 
 import pytest
 
+from nestrt.act.records import parse
 from support.bundles import Bundle, clear_parent
 from support.daemons import Containerd, Daemon, Docker
 from support.engines import Nest
@@ -54,9 +55,11 @@ def records(directory: Path = RECORDS) -> dict[str, dict[str, Any]]:
     found = {}
     for name in os.listdir(directory) if directory.exists() else ():
         try:
-            found[name] = json.loads((directory / name).read_text())
-        except (OSError, ValueError):  # it went meanwhile; or it was never written
+            values = parse((directory / name).read_bytes())
+        except OSError:  # it went meanwhile
             continue
+        if values:
+            found[name] = values
     return found
 
 
@@ -259,9 +262,11 @@ class HookedPodman:
         # A flag would not do: what podman itself starts again has only its configuration.
         text = podman.nest.inside(podman.env["CONTAINERS_CONF"]).read_text()
         words = f'[engine]\nhooks_dir = ["{self.directory}"]'
+        # podman itself refuses --cgroups=disabled for runtimes that are not named, and with --runtime for all.
+        text = text.replace('runtime = "nestrt"', 'runtime = "runc"\nruntime_supports_nocgroup = ["runc"]')
         path = podman.nest.write("podman/hooked.conf", text.replace("[engine]", words))
         self.env = {**podman.env, "CONTAINERS_CONF": path}
-        self.flags = (*podman.flags, "--runtime", "runc")
+        self.flags = podman.flags
 
     def hook(self, stage: str, path: str, *args: str, name: str = "") -> Path:
         """Have podman add a hook to every container; the file that says so."""

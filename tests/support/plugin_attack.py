@@ -24,6 +24,7 @@ import pytest
 
 import nestrt.__main__
 import nestrt.cli._plugin
+from nestrt.act.records import parse
 from support.bundles import PARENT, Bundle
 from support.hostside import groups
 from support.killing import await_end, run_forked
@@ -98,12 +99,9 @@ def records() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in RECORDS.iterdir() if RECORDS.is_dir() else ():
         try:
-            value = json.loads(path.read_bytes())
+            found[path.name] = parse(path.read_bytes())
         except FileNotFoundError:
             continue
-        except ValueError:
-            value = {}
-        found[path.name] = value if isinstance(value, dict) else {}
     return found
 
 
