@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # may have left a monitor that goes on for a moment.
 SIGKILL = 9
 GRACE = 10.0  # seconds
+TORN = "config.json.nestrt."  # what cli.wrap calls a document that it writes, before its pid
 LONGEST = 600.0  # seconds from there to the first process, whoever is at it
 SWEEP_LIMIT = 256  # records looked at by the way
 
@@ -68,9 +69,20 @@ def take_back(record: Record, hierarchies: tuple[Hierarchy, ...]) -> None:
         if (known is None or ours) and not remove.living(hierarchies, group):
             holder.stop(unit, group, record.text("id"))
         hierarchies = holder.elsewhere(hierarchies)
+    _remove_torn(record.text("bundle"))
     if record.parents:
         remove.remove_parent(hierarchies, record.parents, remove.PATIENCE / 10)
     record.forget()
+
+
+def _remove_torn(bundle: str) -> None:
+    """Remove a document that was to take the place of the bundle's, whose writer was killed."""
+    try:
+        torn = [name for name in os.listdir(bundle) if name.startswith(TORN)] if bundle else []
+        for name in torn:
+            os.unlink(f"{bundle}/{name}")
+    except OSError:
+        return
 
 
 def is_over(record: Record, hierarchies: tuple[Hierarchy, ...]) -> bool:

@@ -55,7 +55,8 @@ def hook_text(settings: Settings, stage: str) -> str:
         "version": "1.0.0",
         "hook": {
             "path": settings.command,
-            "args": ["nestrt", "hook", stage, *policy],
+            # podman 4 keeps what a precreate hook says to itself.
+            "args": ["nestrt", "hook", stage, *policy, *(["--tell"] if stage == "precreate" else [])],
             # Without it runc hands on its own environment, which may come from an image.
             "env": list(HOOK_ENV),
             "timeout": HOOK_TIMEOUT,

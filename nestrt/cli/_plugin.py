@@ -24,7 +24,7 @@ from nestrt.plan.bundle import Bundle, identity
 from nestrt.plan.groups import mark
 from nestrt.plan.policy_limits import for_bundle
 from nestrt.plan.request import Request
-from nestrt.plan.rewrite import Terms, noted_group, rewrite, text_of
+from nestrt.plan.rewrite import Terms, noted_group, refusing, rewrite, text_of
 from nestrt.plan.script import script
 from nestrt.probe.bundle import cgroup_path, gather_bundle, held_devices, missing_parents
 from nestrt.probe.policies import policy_of, to_fields
@@ -235,6 +235,17 @@ def make_and_write(guest: Guest, write: Callable[[bytes], object]) -> int:
         raise
     record.close()
     return 0
+
+
+def refusal(content: bytes, error: NestrtError) -> bytes:
+    """The document in *content* so that it cannot start, and says *error*. Raises *error* where it is no document."""
+    try:
+        document = jsontext.loads(content.decode("utf-8", "replace"), exact=True)
+    except ValueError:
+        raise error from None
+    if len(content) > CONFIG_LIMIT or not isinstance(document, dict):
+        raise error
+    return text_of(refusing(document, program(""), str(error)[:4096])).encode()
 
 
 def sweep(guest: Guest, record: records.Record) -> None:

@@ -67,15 +67,15 @@ def delete(call: Call, runtime: str) -> int | None:
     return status
 
 
-def run(runtime: str, words: list[str], stdin: int = -1) -> int:
-    """Run the real runtime with what is open here; its exit status."""
+def run(runtime: str, words: list[str], shared: int = -1) -> int:
+    """Run the real runtime with what is open here, and the descriptor *shared*; its exit status."""
     from nestrt.cli.wrap import become
 
     pid = os.fork()
     if pid == 0:
         try:
-            if stdin >= 0:
-                os.dup2(stdin, 0)
+            if shared >= 0:
+                os.set_inheritable(shared, True)
             become(runtime, words)
         except OSError:
             pass
@@ -135,7 +135,7 @@ def _update(call: Call, runtime: str, record: records.Record) -> int:
     from nestrt.cli.hook import read_file
 
     bundle = record.text("bundle")
-    path = f"{bundle}/config.json"
+    path = record.text("config") or f"{bundle}/config.json"
     document, spec = _plugin.read(read_file(path), path)
     guest = _plugin.find(document, spec, bundle, call.policy, call.id)
     if guest is None:
@@ -148,7 +148,7 @@ def _update(call: Call, runtime: str, record: records.Record) -> int:
         fd = os.memfd_create("nestrt-resources", os.MFD_CLOEXEC)
         os.write(fd, jsontext.dumps(as_json(resources)).encode())
         os.lseek(fd, 0, os.SEEK_SET)
-        status = run(runtime, [*call.words[:begin], "update", "--resources", "-", call.id], stdin=fd)
+        status = run(runtime, [*call.words[:begin], "update", "--resources", f"/proc/self/fd/{fd}", call.id], fd)
         os.close(fd)
         if status:
             raise _Failed(status)

@@ -16,7 +16,7 @@ import os
 import sys
 
 from nestrt.cli.options import Option, parse, usage
-from nestrt.errors import InputError, NestrtError, NotFound
+from nestrt.errors import InputError, NestrtError, NotFound, one_line
 
 HEAD = """usage: nestrt hook [OPTION …] STAGE
 
@@ -31,6 +31,7 @@ What engines call for each container; nestrt hooks install binds it.
 """
 OPTIONS = (
     Option("policy", "NAME", "for containers that no rule of the host matches (default: none)"),
+    Option("tell", "", "precreate: have the runtime say what is wrong, where the engine keeps a hook's words"),
     Option("help", "", "this text", "h"),
 )
 STAGES = ("createRuntime", "poststart", "poststop")
@@ -85,10 +86,19 @@ def precreate(single: dict[str, str]) -> int:
     if not concerns_nobody(content, policy):
         from nestrt.cli import _plugin
 
-        document, spec = _plugin.read(content, where)
-        guest = _plugin.find(document, spec, "", policy, made_later=True)
-        if guest is not None:
-            return _plugin.make_and_write(guest, write)
+        try:
+            document, spec = _plugin.read(content, where)
+            guest = _plugin.find(document, spec, "", policy, made_later=True)
+            if guest is not None:
+                return _plugin.make_and_write(guest, write)
+        except NestrtError as error:
+            from nestrt.cli._verdict import log
+
+            log(f"precreate: {error}")
+            if "tell" not in single:
+                raise
+            write(_plugin.refusal(content, error))
+            return 0
     write(content)
     return 0
 
@@ -111,18 +121,15 @@ def main(argv: list[str]) -> int:
         from nestrt.cli import _nspawn
 
         return _nspawn.main(argv[1:])
-    single, stage = _words(argv)
+    single, rest = _words(argv)
+    stage = rest[0] if rest else ""
     if "help" in single:
         sys.stdout.write(usage(HEAD, OPTIONS))
         return 0
     if stage == "precreate":
-        try:
-            return precreate(single)
-        except NestrtError as error:
-            from nestrt.cli._verdict import log  # podman 4 keeps what a hook of this stage says to itself
-
-            log(f"precreate: {error}")
-            raise
+        return precreate(single)
+    if stage == "refuse":
+        raise Refused(rest[1] if len(rest) > 1 else "no reason is given")
     if stage not in STAGES:
         raise InputError("run", f"hook {stage!a}", "no such stage", f"known: precreate, {', '.join(STAGES)}")
     content = read_input(STATE_LIMIT, "the container's state")
@@ -133,10 +140,25 @@ def main(argv: list[str]) -> int:
     return _settle.STAGES[stage](_settle.State(content), single)
 
 
-def _words(argv: list[str]) -> tuple[dict[str, str], str]:
-    """The options, before or after the stage, and the stage. Raises InputError."""
+def _words(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The options, before or after the stage, and the stage, for "refuse" with its reason. Raises InputError."""
     single, _, rest = parse(OPTIONS, argv, "hook")
+    if rest[:1] == ["refuse"]:
+        return single, rest
     more, _, extra = parse(OPTIONS, rest[1:], "hook")
     if extra:
         raise InputError("read", f"argument {extra[0]!a}", "hook takes one stage", "see nestrt hook --help")
-    return {**single, **more}, rest[0] if rest else ""
+    return {**single, **more}, rest[:1]
+
+
+class Refused(NestrtError):
+    """What precreate --tell had to say, word for word."""
+
+    status = 2
+
+    def __init__(self, text: str) -> None:
+        super().__init__("start", "the container", text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return one_line(self.text)

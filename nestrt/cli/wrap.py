@@ -239,6 +239,7 @@ def _make(call: Call) -> Made | None:
     if guest is None:
         return None
     values = {**_plugin.maker(os.getpid()), "root": call.globals.get("root", ""), "container": call.id}
+    values["config"] = path
     text, record = _plugin.make(guest, call.key, values, parked=call.verb == "create")
     try:
         replace_file(path, text)

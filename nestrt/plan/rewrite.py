@@ -206,11 +206,15 @@ def _hooks(hooks: Document, program: tuple[str, ...], stages: tuple[str, ...]) -
     """*hooks* with ours, each once; createRuntime's last: others may prepare what it looks at."""
     found = dict(hooks)
     path, *arguments = program
-    for stage in stages:
+    for stage in (*HOOKS, "poststart"):
         others = [hook for hook in found.get(stage) or [] if not _is_ours(hook, stage)]
-        ours = {"path": path, "args": [*arguments, stage], "env": list(HOOK_ENV), "timeout": HOOK_TIMEOUT}
+        ours = [{"path": path, "args": [*arguments, stage], "env": list(HOOK_ENV), "timeout": HOOK_TIMEOUT}]
+        if stage not in stages:
+            ours = []  # one of a directory of hooks would only look again at what createRuntime has seen
         # Behind one that fails none is run (runc): what removes the guest is not behind others'.
-        found[stage] = [ours, *others] if stage == "poststop" else [*others, ours]
+        wanted = [*ours, *others] if stage == "poststop" else [*others, *ours]
+        if wanted or found.get(stage):
+            found[stage] = wanted
     return found
 
 
@@ -218,3 +222,9 @@ def _is_ours(hook: Document, stage: str) -> bool:
     """Whether an earlier rewrite has put *hook* there, or an engine's directory of hooks, maybe by another name."""
     args = hook.get("args") or []
     return args[:2] == ["nestrt", "hook"] and stage in args
+
+
+def refusing(document: Document, program: tuple[str, ...], reason: str) -> Document:
+    """*document* with hooks that say *reason* and fail, so that nothing of it runs and its user reads why."""
+    hook = {"path": program[0], "args": ["nestrt", "hook", "refuse", reason], "env": list(HOOK_ENV)}
+    return {**document, "hooks": {"prestart": [hook], "createRuntime": [hook]}}

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from nestrt.act.records import parse
 from support.engines import thaw
 from support.hostside import groups, hierarchy_of, processes
 from support.need import SLOW
@@ -57,7 +58,7 @@ class Hooked:
     def records(self) -> dict[str, dict[str, Any]]:
         """What nestrt has noted, in the Nest's own /run."""
         place = self.nest.inside("run/nestrt/plugin")
-        return {path.name: json.loads(path.read_text()) for path in place.iterdir()} if place.is_dir() else {}
+        return {path.name: parse(path.read_bytes()) for path in place.iterdir()} if place.is_dir() else {}
 
     def collect(self) -> None:
         """``nestrt gc``, for which everything is old."""
@@ -152,7 +153,8 @@ def lives(pid: int) -> bool:
         return False
 
 
-# A guest freezes itself (v1: what is frozen cannot die). podman has to get rid of it all the same.
+# A guest freezes itself (v1: what is frozen cannot die, and runc waits for it). podman gives up; whatever of nestrt's
+# comes by next, the hook of another container or gc, thaws what is to be killed.
 def test_a_frozen_guest_is_removed(hooked: Hooked) -> None:
     script = """
 file=freezer.state word=FROZEN
@@ -164,8 +166,9 @@ mkdir cold; sleep 600 & echo $! > cold/cgroup.procs; echo $word > cold/$file; sl
     time.sleep(0.5 * SLOW)
     inside = processes(group)
     try:
-        removed = hooked("rm", "-f", "-t", "0", name, timeout=60)
-        assert removed.rc == 0, removed
+        if hooked("rm", "-f", "-t", "0", name, timeout=60).rc:
+            hooked.nest.run(COMMAND, "gc").ok()
+            hooked("rm", "-f", "-t", "0", name, timeout=60).ok()
         wait_for(lambda: not [pid for pid in inside if lives(pid)], "its processes to end")
     finally:
         thaw(group)
@@ -216,7 +219,12 @@ def test_podman_killed_while_it_starts(hooked: Hooked) -> None:
                     if processes(group):
                         assert limits(group)["pids"] == "50"
                         assert limits(group)["memory"] == str(64 << 20)
-    hooked("rm", "-a", "-f", "-t", "0", timeout=60).ok()
+    if hooked("rm", "-a", "-f", "-t", "0", timeout=60).rc:
+        # podman was killed with a mount of its own half made.
+        for point in hooked.nest.mounts(f"{hooked.nest.store}/"):
+            if point.endswith("/userdata/shm"):
+                hooked.nest.run("umount", "-l", point)
+        hooked("rm", "-a", "-f", "-t", "0", timeout=60)
     # Containers that podman does not know any more, for it was killed before it wrote them down: the runtime does.
     for container in hooked.nest.run(RUNC, "list", "-q").ok().out.split():
         hooked.nest.run(RUNC, "delete", "--force", container).ok()

@@ -663,6 +663,7 @@ def victim(one: Wrapped, how: str) -> Iterator[Wrapped]:
     try:
         yield one
     finally:
+        (one.path / "config.json").write_text(json.dumps(rewritten))  # as engines keep it
         one.stage("poststop", one.hook_state(annotations=rewritten["annotations"])).ok()
 
 

@@ -258,7 +258,7 @@ class HookedPodman:
         self.nest = podman.nest
         self.directory = f"{podman.nest.store}/hooks.d"
         podman.nest.inside(self.directory).mkdir(exist_ok=True)
-        self.hook("precreate", COMMAND, "nestrt", "hook", "precreate")
+        self.hook("precreate", COMMAND, "nestrt", "hook", "precreate", "--tell")
         # A flag would not do: what podman itself starts again has only its configuration.
         text = podman.nest.inside(podman.env["CONTAINERS_CONF"]).read_text()
         words = f'[engine]\nhooks_dir = ["{self.directory}"]'

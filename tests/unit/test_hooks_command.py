@@ -116,7 +116,7 @@ def test_podman_gets_a_hook_for_each_stage_and_one_directory_more(tmp_path: Path
         "version": "1.0.0",
         "hook": {
             "path": COMMAND,
-            "args": ["nestrt", "hook", "precreate"],
+            "args": ["nestrt", "hook", "precreate", "--tell"],
             "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
             "timeout": 60,
         },
@@ -148,7 +148,8 @@ def test_podman_s_conditions_and_policy(tmp_path: Path, words: tuple[str, ...], 
     for stage in texts.STAGES:
         value = json.loads((tmp_path / HOOKS_D / texts.hook_file(stage)).read_text())
         assert value["when"] == when
-        assert value["hook"]["args"] == ["nestrt", "hook", stage, "--policy", "nested"]
+        told = ["--tell"] if stage == "precreate" else []
+        assert value["hook"]["args"] == ["nestrt", "hook", stage, "--policy", "nested", *told]
 
 
 def test_the_wrapper_is_one_program_that_hands_every_argument_on(tmp_path: Path) -> None:
