@@ -201,6 +201,7 @@ def test_the_engine_is_killed(hooked: Hooked, victim: str) -> None:
 def test_podman_killed_while_it_starts(hooked: Hooked) -> None:
     for number in range(6):
         options = (*NESTED, "--memory", "64m", "--pids-limit", "50", "--cpus", "0.5", "--name", f"killed{number}")
+        options += ("--network", "none")  # podman's own mount for a network would stay
         words = ("podman", *hooked.podman.flags, *hooked.flags, "run", "-d", "--cgroup-parent", hooked.nest.group)
         env = {**hooked.nest.env, **hooked.podman.env}
         with subprocess.Popen(

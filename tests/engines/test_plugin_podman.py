@@ -151,7 +151,7 @@ def _hooks(podman: HookedPodman, name: str) -> dict[str, list[dict[str, str]]]:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--cgroups=disabled",), "--cgroups=disabled"),
+        (("--cgroups=disabled",), "cgroup-manager"),  # which runc has not: it says so first
         (("--annotation", "nestrt.level.max_level=many"), "nestrt.level.max_level"),
         (("--annotation", "nestrt.policy=nosuch"), "nosuch"),
         (("--cgroupns", "ns:/proc/self/ns/cgroup"), "cgroup namespace"),
