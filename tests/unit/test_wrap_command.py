@@ -70,7 +70,7 @@ def test_command_lines(line: str, verb: str, id: str, bundle: str | None) -> Non
     if bundle is not None:
         directory, file = call.config
         assert directory == os.path.abspath(bundle)
-        assert file == ("/x.json" if "/x.json" in line else f"{directory}/config.json")
+        assert file == ("/x.json" if "/x.json" in line else os.path.join(directory, "config.json"))
     assert call.words == line.split()
 
 
