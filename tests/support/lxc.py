@@ -6,7 +6,6 @@ Names of containers begin with the test run's own: LXC's groups are below the ro
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nestrt.act.records import parse
 from support.engines import RUNTIME, Nest
 from support.guests import Answers, parse, script
 from support.hostside import groups, processes
@@ -115,10 +115,10 @@ class Lxc:
         found = []
         for file in directory.iterdir() if directory.is_dir() else ():
             try:
-                found.append(json.loads(file.read_text()))
-            except (OSError, ValueError):  # being made, or removed
+                found.append(parse(file.read_bytes()))
+            except OSError:  # being removed
                 continue
-        return found
+        return [values for values in found if values]
 
     def left(self, name: str) -> list[str]:
         """What is there of a container that has ended: groups, its record, processes."""
