@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nestrt.act.records import parse
+from nestrt.act import records
 from support.engines import RUNTIME, Nest
 from support.guests import Answers, parse, script
 from support.hostside import groups, processes
@@ -115,7 +115,7 @@ class Lxc:
         found = []
         for file in directory.iterdir() if directory.is_dir() else ():
             try:
-                found.append(parse(file.read_bytes()))
+                found.append(records.parse(file.read_bytes()))
             except OSError:  # being removed
                 continue
         return [values for values in found if values]
