@@ -22,28 +22,35 @@ from typing import Any
 
 import pytest
 
-from support.bundles import bound, document, every_capability, here, inner_document, python_bundle
-from support.guests import Answers, directory, inside, parse, script
-from support.hostside import groups, has_v1, hierarchies, hierarchy_of, is_v2_only, mark, read
+from support.bundles import bound, python_bundle
+from support.container_laws import (
+    INSIDE,
+    KMSG,
+    LIMITS,
+    MEMORY,
+    MIB,
+    RULES,
+    SMALL,
+    bundle_inside,
+    expected,
+    is_seen,
+    keeps_devices,
+    keeps_freedom,
+    keeps_limits,
+    keeps_subset,
+    keeps_view,
+    quoted,
+    seen,
+    standing,
+    within,
+)
+from support.guests import directory, inside
+from support.hostside import groups, has_v1, hierarchies, hierarchy_of, mark, read
 from support.plugin import RUNC, RUNTIMES, Wrapped, memberships, wrapped_bundles
 from support.rootfs import COMMAND, PythonRoot
 from support.runner import Nestrt, wait_for
 
 NewWrapped = Callable[..., Wrapped]
-MIB = 1 << 20
-CPUS = sorted(os.sched_getaffinity(0))
-MEMORY = "memory.limit_in_bytes", "memory.max"
-LIMITS = {
-    "memory": {"limit": 512 * MIB},
-    "pids": {"limit": 90},
-    "cpu": {"quota": 60000, "period": 100000, "cpus": str(CPUS[0])},
-}
-WISHES = (
-    ("memory", *MEMORY, str(8 << 30)),
-    ("pids", "pids.max", "pids.max", "max"),
-    ("cpuset", "cpuset.cpus", "cpuset.cpus", f"0-{max(1, len(CPUS) - 1)}"),
-    ("cpu", "cpu.cfs_quota_us", "cpu.max", "400000"),
-)
 slow = pytest.mark.slow_on_vm
 # Root of a private range of ids; of one with the host's root in it; root with an engine's few capabilities; with all.
 MODES = ["userns", pytest.param("hostroot", marks=slow), pytest.param("nouserns", marks=slow), "root"]
@@ -79,103 +86,19 @@ def prepared(bundle: Wrapped, mode: str, limits: dict[str, Any] | None = None) -
     return bundle
 
 
-def paths(text: str) -> set[str]:
-    return {line.split(":", 2)[2] for line in text.splitlines()}
-
-
-def cgroup_mounts(text: str) -> list[tuple[str, str, str]]:
-    """(root, place, options) of each cgroup mount in a mountinfo."""
-    rows = [line.split(" - ") for line in text.splitlines()]
-    return [
-        (*row[0].split()[3:5], row[0].split()[5]) for row in rows if row[1].split()[0] in ("cgroup", "cgroup2")
-    ]  # type: ignore[misc]
-
-
-def options_of(number: int) -> str:
-    hierarchy = hierarchies()[number]
-    if hierarchy.version == 2:
-        return "-t cgroup2"
-    return f"-t cgroup -o {','.join(sorted(hierarchy.controllers) or ['none', f'name={hierarchy.name}'])}"
-
-
 # Law 1, view: every mount and /proc/self/cgroup begin at the guest root, and what the guest mounts itself does, too.
 @all_modes
 def test_view(each: Wrapped, mode: str) -> None:
-    prepared(each, mode)
-    may_mount = mode != "nouserns"
-    fresh = {
-        f"mount {number}": f"mkdir -p /tmp/m; mount {how} none /tmp/m && (cd /tmp/m; echo */) && umount /tmp/m"
-        for number, how in enumerate(map(options_of, range(len(hierarchies()))))
-    }
-    answers = each.ask(
-        {
-            "cgroup": "cat /proc/self/cgroup",
-            "first": "cat /proc/1/cgroup",
-            "mountinfo": "cat /proc/self/mountinfo",
-            "groups": "; ".join(f"cd {h.mountpoint} && echo {h.mountpoint} */" for h in hierarchies()),
-            **(fresh if may_mount else {}),
-        }
-    )
-    assert paths(answers.text("cgroup")) == {"/init"}
-    assert paths(answers.text("first")) == {"/init"}
-    mounts = cgroup_mounts(answers.text("mountinfo"))
-    assert {place for root, place, _ in mounts if root == "/"} == {str(h.mountpoint) for h in hierarchies()}
-    assert all(root.count("/") == 1 and root != "/init" for root, _, _ in mounts), mounts
-    assert each.id not in "".join(map(" ".join, mounts)) + answers.text("cgroup")
-    assert answers.text("groups").splitlines() == [f"{h.mountpoint} init/" for h in hierarchies()]
-    for name in fresh if may_mount else {}:
-        assert answers.text(name) == "init/", name
+    keeps_view(prepared(each, mode), may_mount=mode != "nouserns")
     each.gone()
-
-
-def standing(bundle: Wrapped) -> dict[str, str]:
-    return {name: read(name, bundle.cgroup, v1, v2) for name, v1, v2, _ in WISHES}
-
-
-def expected() -> dict[str, str]:
-    quota = "60000" if has_v1("cpu") else "60000 100000"
-    return {"memory": str(512 * MIB), "pids": "90", "cpuset": str(CPUS[0]), "cpu": quota}
 
 
 # Laws 2 and 3, clamp and lock: the engine's limits stand above the view; the files in it show them and stay.
 @all_modes
 def test_clamp_and_lock(each: Wrapped, mode: str) -> None:
-    prepared(each, mode).up()
-    assert standing(each) == expected()
-    questions = {}
-    for name, v1, v2, wish in WISHES:
-        file = inside(name, "/", v1, v2)
-        questions[f"shown {name}"] = f"cat {file}"
-        questions[f"write {name}"] = f"echo {wish} > {file}"
-        # Over the lock, under it, and the lock itself.
-        questions[f"move {name}"] = f"mv {file} {file}.x || umount {file}"
-    answers = each.ask_running(questions)
-    for name, value in expected().items():
-        assert answers.text(f"shown {name}") == value, name
-        text = answers.refused(f"write {name}")
-        assert "Permission denied" in text or "Read-only file system" in text, (name, text)
-        if mode in ("userns", "nouserns"):  # the others may unmount what their runtime has mounted: clamp holds
-            answers.refused(f"move {name}")
-    # By a mount of its own the host's root can write the files of the guest root: the limit group stands above.
-    if mode != "nouserns":
-        again = {}
-        for number, hierarchy in enumerate(hierarchies()):
-            point = f"/tmp/m{number}"
-            writes = "; ".join(
-                f"echo {wish} > {point}/{v1 if hierarchy.version == 1 else v2}"
-                for name, v1, v2, wish in WISHES
-                if hierarchy_of(name) == hierarchy
-            )
-            again[f"again {number}"] = (
-                f"mkdir {point} && mount {options_of(number)} none {point} && cd {point}; {writes or ':'}; true"
-            )
-        each.ask_running(again)
-    assert standing(each) == expected()
-    # And what it makes below holds no more than that.
-    make = f"mkdir {directory('memory', '/evil')}; echo {8 << 30} > {inside('memory', '/evil', *MEMORY)}; true"
-    hog = f"echo 0 > {directory('memory', '/evil')}/cgroup.procs; dd if=/dev/zero of=/dev/null bs=700M count=1"
-    answers = each.ask_running({"make": make, "hog": hog})
-    assert answers["hog"].rc in (1, 9, 137), answers["hog"]
+    # "hostroot" and "root" may unmount what their runtime has mounted: clamp holds.
+    holds_locks = mode in ("userns", "nouserns")
+    keeps_limits(prepared(each, mode).up(), may_mount=mode != "nouserns", holds_locks=holds_locks)
 
 
 # Law 3: each file of the guest root that bounds something is locked, whatever controllers there are. busybox's test -w
@@ -200,30 +123,7 @@ OTHERS = [pytest.param(name, marks=slow) for name in ("userns", "hostroot", "nou
 # Law 4, freedom: mkdir and echo below the root, at once.
 @pytest.mark.parametrize("mode", [*OTHERS, "root"])
 def test_freedom(each: Wrapped, mode: str) -> None:
-    prepared(each, mode)
-    made = " ".join(f"{h.mountpoint}/web" for h in hierarchies())
-    rows = [
-        ("memory", *MEMORY, str(64 * MIB)),
-        ("pids", "pids.max", "pids.max", "7"),
-        ("cpu", "cpu.cfs_quota_us", "cpu.max", "30000"),
-    ]
-    questions = {"mkdir": f"mkdir {made}"}
-    for name, v1, v2, value in rows:
-        questions[name] = f"echo {value} > {inside(name, '/web', v1, v2)} && cat {inside(name, '/web', v1, v2)}"
-    questions["cpus"] = f"cat {inside('cpuset', '/web', 'cpuset.cpus', 'cpuset.cpus.effective')}"
-    questions["move"] = (
-        "".join(f"echo 0 > {h.mountpoint}/web/cgroup.procs && " for h in hierarchies())
-        + "cut -d: -f3 /proc/self/cgroup | sort -u"
-    )
-    more = " ".join(f"{h.mountpoint}/x" for h in hierarchies())
-    questions["remove"] = f"mkdir {more} && rmdir {more}"
-    answers = each.ask(questions)
-    answers.text("mkdir")
-    for name, _, _, value in rows:
-        assert answers.text(name).split()[0] == value, name
-    assert answers.text("cpus") == str(CPUS[0])
-    assert answers.text("move") == "/web"
-    answers.text("remove")
+    keeps_freedom(prepared(each, mode))
     each.gone()
 
 
@@ -231,55 +131,14 @@ def test_freedom(each: Wrapped, mode: str) -> None:
 @slow
 @all_modes
 def test_subset(each: Wrapped, mode: str) -> None:
-    prepared(each, mode, {"memory": {"limit": 128 * MIB}, "pids": {"limit": 10}, "cpu": {"cpus": str(CPUS[0])}})
-    web = {name: directory(name, "/web") for name in ("memory", "pids", "cpuset")}
-    answers = each.ask(
-        {
-            "make": f"mkdir -p {' '.join(set(web.values()))}",
-            "memory": f"echo {900 * MIB} > {inside('memory', '/web', *MEMORY)}; echo 0 > {web['memory']}/cgroup.procs; "
-            "dd if=/dev/zero of=/dev/null bs=200M count=1",
-            "pids": f"echo 900 > {web['pids']}/pids.max; echo 0 > {web['pids']}/cgroup.procs; "
-            "for n in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 20 & done; true",
-            "cpus": f"echo 0-{max(CPUS)} > {web['cpuset']}/cpuset.cpus; echo 0 > {web['cpuset']}/cgroup.procs; "
-            "grep Cpus_allowed_list /proc/self/status",
-        }
-    )
-    answers.text("make")
-    assert answers["memory"].rc in (1, 9, 137), answers["memory"]
-    assert "can't fork" in answers["pids"].text
-    assert answers["cpus"].text.split()[-1] == str(CPUS[0])
-
-
-KMSG = {"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11, "fileMode": 0o666}
-RULES = [
-    {"allow": False, "access": "rwm"},
-    {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
-]
+    keeps_subset(prepared(each, mode, SMALL))
 
 
 # Devices: the document's rules are the limit group's, what the runtime has by itself is not more; below is no more.
 @pytest.mark.parametrize("mode", ["userns", pytest.param("root", marks=slow)])
 def test_devices(each: Wrapped, mode: str) -> None:
     each.config["linux"]["devices"] = [KMSG]
-    prepared(each, mode, {"devices": RULES})
-    tree = hierarchies()[0] if is_v2_only() else hierarchy_of("devices")
-    assert tree is not None
-    place = f"{tree.mountpoint}/web"
-    answers = each.ask(
-        {
-            "null": "echo > /dev/null",
-            "other": "head -c 1 /dev/kmsg",
-            "below": f"mkdir {place}; echo 'c 1:11 rwm' > {place}/devices.allow; echo 0 > {place}/cgroup.procs; "
-            "head -c 1 /dev/kmsg",
-            "full": "head -c 3 /dev/zero | wc -c",
-            "make": "mknod /tmp/kmsg c 1 11 && head -c 1 /tmp/kmsg",
-        }
-    )
-    answers.text("null")
-    assert "not permitted" in answers.refused("other")
-    assert "not permitted" in answers.refused("below")
-    answers.refused("make")
-    assert answers.text("full") == "3"  # every container has it: runtime-spec, "Default Devices"
+    keeps_devices(prepared(each, mode, {"devices": RULES})).refused("make")
     each.gone()
 
 
@@ -288,20 +147,11 @@ def test_devices(each: Wrapped, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["userns", "nouserns"])
 def test_sight(each: Wrapped, mode: str) -> None:
     prepared(each, mode).up("sleep 600 & exec sleep 600")
-    run = each.nestrt.run
-    (row,) = (row for row in json.loads(run("ls", "--format", "json").ok().out) if row["name"] == each.id)
-    assert (row["level"], row["state"], row["pid"], row["path"]) == (1, "running", each.pid, each.cgroup)
-    assert (row["memory"]["limit"], row["pids"]["limit"], row["cpus"]) == (512 * MIB, 90, str(CPUS[0]))
-    assert row["claim"] is False
-    shown = run("show", each.id).ok().out
-    assert each.cgroup in shown
-    assert str(each.pid) in shown
-    found = mark(each.cgroup)
-    assert (found["name"], found["level"], found["state"]) == (each.id, 1, "running")
+    is_seen(each)
     # The engine's tools look at the engine's path: it counts all.
     assert int(read("pids", each.cgroup, "pids.current", "pids.current")) == 2
     each.delete("--force").ok()
-    assert each.id not in run("ls").ok().out
+    assert each.id not in each.nestrt.run("ls").ok().out
 
 
 # A policy with other views: each as it says, the first process where it says; the same limits.
@@ -391,52 +241,10 @@ def test_a_strict_policy(wrapped: Wrapped, mode: str) -> None:
 
 # --- levels -------------------------------------------------------------------------------------------
 
-INSIDE = {
-    "cgroup": "cut -d: -f3 /proc/self/cgroup | sort -u",
-    "memory": f"cat {inside('memory', '/', *MEMORY)}",
-    "write": f"echo 900000000 > {inside('memory', '/', *MEMORY)}",
-    "child": f"cd {hierarchies()[0].mountpoint} && mkdir web && echo 0 > web/cgroup.procs; ls -d web",
-}
 
-
-def seen(answers: Answers, memory: int, kept: bool = False) -> None:
-    """*kept*: on v1 the first process stays in the guest root: root of a user namespace may not move it."""
-    assert answers.text("cgroup") in ("/init", *(("/\n/init",) if kept else ()))
-    assert answers.text("memory") == str(memory)
-    assert "Permission denied" in answers["write"].text or "Read-only file system" in answers["write"].text
-    assert answers.text("child") == "web"
-
-
-def quoted(command: str) -> str:
-    """*command* with each line of its output behind a ">", so that answers can hold answers."""
-    return f"{{ {command}; }} >/tmp/told 2>&1; status=$?; sed 's/^/>/' /tmp/told; exit $status"
-
-
-def within(answers: Answers, name: str) -> Answers:
-    inner = parse(answers.text(name).replace("\n>", "\n").removeprefix(">"))
-    assert inner, answers[name]
-    return inner
-
-
-def bundle_inside(
-    python: PythonRoot, name: str, memory: int, userns: bool, questions: dict[str, str], runtime: str = RUNC
-) -> str:
-    """A shell command of a Python guest: run a bundle with a policy by the wrapped runtime, which answers."""
-    config = document(["sh", "-c", script(questions)])
-    config["annotations"] = {"nestrt.policy": "nested"}
-    config["linux"].update(cgroupsPath=f"/inner/{name}", resources={"memory": {"limit": memory}})
-    config["process"]["capabilities"] = {kind: every_capability() for kind in ("bounding", "effective", "permitted")}
-    if userns:
-        config["linux"]["namespaces"].append({"type": "user"})
-        ids = [{"containerID": 0, "hostID": 20000, "size": 20000}]
-        config["linux"].update(uidMappings=ids, gidMappings=ids)
-    root = f"/tmp/{name}/rootfs"
-    found = inner_document(config, python, root)
-    wrap = f"{COMMAND} wrap --runtime {shlex.quote(runtime)} --root /tmp/{name}-state"
-    return (
-        f"mkdir -p /tmp/{name} && /mkroot {root} && {here(json.dumps(found), f'/tmp/{name}/config.json')} && "
-        f"{wrap} run --bundle /tmp/{name} {name}"
-    )
+def by(runtime: str) -> list[str]:
+    """What a guest calls instead of *runtime*."""
+    return [COMMAND, "wrap", "--runtime", shlex.quote(runtime)]
 
 
 def top(bundle: Wrapped, python: PythonRoot, mode: str) -> Wrapped:
@@ -459,8 +267,8 @@ def top(bundle: Wrapped, python: PythonRoot, mode: str) -> Wrapped:
 def test_levels(each: Wrapped, python: PythonRoot, one: str, two: str) -> None:
     top(each, python, one)
     runtime = each.runtime
-    three = bundle_inside(python, "three", 128 * MIB, False, INSIDE, runtime)
-    inner = bundle_inside(python, "two", 256 * MIB, two == "userns", {**INSIDE, "three": quoted(three)}, runtime)
+    three = bundle_inside(python, "three", 128 * MIB, False, INSIDE, by(runtime))
+    inner = bundle_inside(python, "two", 256 * MIB, two == "userns", {**INSIDE, "three": quoted(three)}, by(runtime))
     at_one = each.ask({**INSIDE, "two": quoted(inner)}, timeout=60)
     seen(at_one, 512 * MIB)
     at_two = within(at_one, "two")
@@ -472,7 +280,9 @@ def test_levels(each: Wrapped, python: PythonRoot, one: str, two: str) -> None:
 # While they run the host sees them all: the groups lie in each other, whoever made them.
 @slow
 def test_the_host_sees_guests_of_guests(wrapped: Wrapped, python: PythonRoot) -> None:
-    top(wrapped, python, "userns").up(bundle_inside(python, "two", 256 * MIB, False, {"stay": "exec sleep 600"}))
+    top(wrapped, python, "userns").up(
+        bundle_inside(python, "two", 256 * MIB, False, {"stay": "exec sleep 600"}, by(RUNC))
+    )
     place = f"{wrapped.cgroup}/guest/inner/two"
     wait_for(lambda: any((d / "guest/init").is_dir() for d in groups(place)), "the inner container", 20)
 
@@ -493,7 +303,9 @@ def test_the_host_sees_guests_of_guests(wrapped: Wrapped, python: PythonRoot) ->
 @slow
 def test_a_level_gives_no_more_than_it_has(wrapped: Wrapped, python: PythonRoot) -> None:
     top(wrapped, python, "userns").resources(memory={"limit": 256 * MIB})
-    answers = wrapped.ask({"two": bundle_inside(python, "two", 512 * MIB, False, {"x": "echo ran"})}, timeout=40)
+    answers = wrapped.ask(
+        {"two": bundle_inside(python, "two", 512 * MIB, False, {"x": "echo ran"}, by(RUNC))}, timeout=40
+    )
     text = answers.refused("two")
     assert "ran" not in text.splitlines()
     assert f"memory 512M: level 1 ({wrapped.id}) has 256M" in text, text
