@@ -20,17 +20,23 @@ from collections.abc import Iterator
 import pytest
 
 from support.daemons import Containerd
-from support.guests import parse, script
+from support.guests import script
 from support.hostside import group_file, groups, hierarchies, is_v2_only, read
-from support.plugin import RUNC, WrappedContainerd, memberships
+from support.plugin import RUNC, memberships
+from support.plugin_engines import (
+    FILE,
+    PATHS,
+    POLICY,
+    VIEW,
+    WEB,
+    WrappedContainerd,
+    check_view,
+    fail_if_left,
+    nothing_left,
+)
 from support.podman import IMAGE, on_terminal
 from support.runner import wait_for
 
-POLICY = ("--annotation", "nestrt.policy=nested")
-MEMORY = "memory", "memory.limit_in_bytes", "memory.max"
-FILE = group_file("memory", "/", *MEMORY[1:])
-WEB = FILE.parent / "web"
-PATHS = "cut -d: -f3 /proc/self/cgroup | sort -u"
 LIMIT = ("--memory-limit", str(64 << 20))
 
 
@@ -43,10 +49,7 @@ def engine(containerd_engine: Containerd) -> WrappedContainerd:
 def containerd(engine: WrappedContainerd) -> Iterator[WrappedContainerd]:
     """containerd; at the end its containers are removed, and the test fails if anything of them or of nestrt stays."""
     yield engine
-    left = engine.clear()
-    if left:
-        engine.gc()
-        pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
+    fail_if_left(engine)
 
 
 def task(containerd: WrappedContainerd, name: str) -> tuple[int, str]:
@@ -56,11 +59,6 @@ def task(containerd: WrappedContainerd, name: str) -> tuple[int, str]:
         if words[0] == name:
             return int(words[1]), words[2]
     return 0, ""
-
-
-def nothing_left(containerd: WrappedContainerd) -> None:
-    left = containerd.containerd.leftovers
-    wait_for(lambda: not left() and not containerd.records(), "nothing to be left")
 
 
 @pytest.mark.parametrize(
@@ -75,20 +73,8 @@ def nothing_left(containerd: WrappedContainerd) -> None:
 )
 def test_view(containerd: WrappedContainerd, options: tuple[str, ...]) -> None:
     """ctr's document has no cgroup mount: the view is there all the same. (With --uidmap ctr starts runc itself.)"""
-    questions = {
-        "cgroup": PATHS,
-        "own": f"cat {FILE}",
-        "raise": f"echo 1073741824 > {FILE}",
-        "make": f"mkdir {WEB} && echo 16777216 > {WEB}/{FILE.name} && cat {WEB}/{FILE.name}",
-        "move": f"echo 0 > {WEB}/cgroup.procs && grep -c /web /proc/self/cgroup",
-    }
     words = ("--rm", *POLICY, *LIMIT, *options)
-    answers = parse(containerd.run("one", *words, "--", "sh", "-c", script(questions)).ok().out)
-    assert answers.text("cgroup") == "/init"
-    assert answers.text("own") == str(64 << 20)
-    assert "Read-only" in answers.refused("raise") or "ermission" in answers.refused("raise")
-    assert answers.text("make") == str(16 << 20)
-    assert int(answers.text("move")) >= 1
+    check_view(containerd.run("one", *words, "--", "sh", "-c", script(VIEW)).ok().out)
     nothing_left(containerd)
 
 

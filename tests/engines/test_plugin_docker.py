@@ -23,18 +23,27 @@ import pytest
 
 from support.daemons import DOCKER
 from support.engines import Nest
-from support.guests import parse, script
+from support.guests import script
 from support.hostside import group_file, read
 from support.need import require
-from support.plugin import COMMAND, WrappedDocker, memberships
+from support.plugin import COMMAND, memberships
+from support.plugin_engines import (
+    FILE,
+    MEMORY,
+    PATHS,
+    SLEEP,
+    VIEW,
+    WEB,
+    WrappedDocker,
+    check_view,
+    fail_if_left,
+    is_first,
+    nothing_left,
+    pid,
+)
 from support.podman import IMAGE, on_terminal
 from support.runner import wait_for
 
-MEMORY = "memory", "memory.limit_in_bytes", "memory.max"
-FILE = group_file("memory", "/", *MEMORY[1:])
-WEB = FILE.parent / "web"
-PATHS = "cut -d: -f3 /proc/self/cgroup | sort -u"
-SLEEP = ("--", "sleep", "1000")
 # docker's --privileged asks for every capability, and a machine may have fewer.
 RIGHTS = ("--cap-add", "SYS_ADMIN", "--cap-add", "DAC_READ_SEARCH", "--security-opt", "seccomp=unconfined")
 
@@ -53,32 +62,7 @@ def engine(nest: Nest, archive: str) -> Iterator[WrappedDocker]:
 def docker(engine: WrappedDocker) -> Iterator[WrappedDocker]:
     """docker; at the end its containers are removed, and the test fails if anything of them or of nestrt stays."""
     yield engine
-    left = engine.clear()
-    if left:
-        engine.gc()
-        pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
-
-
-def pid(docker: WrappedDocker, name: str) -> int:
-    return int(docker.inspect(name)["State"]["Pid"])
-
-
-def is_first(docker: WrappedDocker, name: str) -> bool:
-    """Whether the container's first process is in its first group in every hierarchy."""
-    return set(memberships(pid(docker, name)).values()) == {f"{docker.group(name)}/guest/init"}
-
-
-def nothing_left(docker: WrappedDocker) -> None:
-    wait_for(lambda: not docker.leftovers(), "nothing to be left")
-
-
-VIEW = {
-    "cgroup": PATHS,
-    "own": f"cat {FILE}",
-    "raise": f"echo 1073741824 > {FILE}",
-    "make": f"mkdir {WEB} && echo 16777216 > {WEB}/{FILE.name} && cat {WEB}/{FILE.name}",
-    "move": f"echo 0 > {WEB}/cgroup.procs && grep -c /web /proc/self/cgroup",
-}
+    fail_if_left(engine)
 
 
 @pytest.mark.parametrize(
@@ -95,12 +79,7 @@ VIEW = {
 )
 def test_view(docker: WrappedDocker, options: tuple[str, ...]) -> None:
     words = ("--rm", *options, "--memory", "64m", "--pids-limit", "50")
-    answers = parse(docker.run(*words, "--", "sh", "-c", script(VIEW)).ok().out)
-    assert answers.text("cgroup") == "/init"
-    assert answers.text("own") == str(64 << 20)
-    assert "Read-only" in answers.refused("raise") or "ermission" in answers.refused("raise")
-    assert answers.text("make") == str(16 << 20)
-    assert int(answers.text("move")) >= 1
+    check_view(docker.run(*words, "--", "sh", "-c", script(VIEW)).ok().out)
     nothing_left(docker)
 
 

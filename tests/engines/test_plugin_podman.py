@@ -22,18 +22,26 @@ from pathlib import Path
 
 import pytest
 
-from support.guests import parse, script
+from support.guests import script
 from support.hostside import group_file, groups, hierarchies, mark, read
-from support.plugin import COMMAND, HookedPodman, memberships
+from support.plugin import COMMAND, memberships
+from support.plugin_engines import (
+    FILE,
+    MEMORY,
+    PATHS,
+    POLICY,
+    SLEEP,
+    VIEW,
+    WEB,
+    HookedPodman,
+    check_view,
+    fail_if_left,
+    is_first,
+    nothing_left,
+    pid,
+)
 from support.podman import IMAGE, Podman
 from support.runner import wait_for
-
-POLICY = ("--annotation", "nestrt.policy=nested")
-MEMORY = "memory", "memory.limit_in_bytes", "memory.max"
-FILE = group_file("memory", "/", *MEMORY[1:])
-WEB = FILE.parent / "web"
-PATHS = "cut -d: -f3 /proc/self/cgroup | sort -u"
-SLEEP = ("--", "sleep", "1000")
 
 
 @pytest.fixture(scope="module")
@@ -45,47 +53,11 @@ def engine(podman_engine: Podman) -> HookedPodman:
 def podman(engine: HookedPodman) -> Iterator[HookedPodman]:
     """podman; at the end its containers are removed, and the test fails if anything of them or of nestrt stays."""
     yield engine
-    left = engine.clear()
-    if left:
-        engine.gc()
-        pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
-
-
-def pid(podman: HookedPodman, name: str) -> int:
-    return int(podman.inspect(name)["State"]["Pid"])
+    fail_if_left(engine)
 
 
 def status(podman: HookedPodman, name: str) -> str:
     return str(podman.inspect(name)["State"]["Status"])
-
-
-def is_first(podman: HookedPodman, name: str) -> bool:
-    """Whether the container's first process is in its first group in every hierarchy."""
-    return set(memberships(pid(podman, name)).values()) == {f"{podman.group(name)}/guest/init"}
-
-
-def nothing_left(podman: HookedPodman) -> None:
-    wait_for(lambda: not podman.leftovers(), "nothing to be left")
-
-
-VIEW = {
-    "cgroup": PATHS,
-    "own": f"cat {FILE}",
-    "raise": f"echo 1073741824 > {FILE}",
-    "make": f"mkdir {WEB} && echo 16777216 > {WEB}/{FILE.name} && cat {WEB}/{FILE.name}",
-    "move": f"echo 0 > {WEB}/cgroup.procs && grep -c /web /proc/self/cgroup",
-    "above": f"ls -d {FILE.parent}/libpod* {FILE.parent}/../libpod*",
-}
-
-
-def check_view(text: str) -> None:
-    answers = parse(text)
-    assert answers.text("cgroup") == "/init"
-    assert answers.text("own") == str(64 << 20)
-    assert "Read-only" in answers.refused("raise") or "ermission" in answers.refused("raise")
-    assert answers.text("make") == str(16 << 20)
-    assert int(answers.text("move")) >= 1
-    answers.refused("above")
 
 
 # The laws, in the words of a user of podman; whatever else is asked of podman, they hold.

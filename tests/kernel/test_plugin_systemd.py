@@ -26,38 +26,11 @@ import pytest
 
 from support.need import SLOW, require
 from support.runner import Nestrt
-from support.systemd_root import INNER_ROOT, SHARED, SystemdGuest, problem, systemd_guest
+from support.systemd_root import BUNDLE, SHARED, SystemdGuest, problem, systemd_guest
 
 MIB = 1 << 20
 SCOPE = "/machine.slice/machine-x.slice/nestrt-web.scope"
 UNIT = "nestrt-web.scope"
-SETS = ("bounding", "effective", "permitted")
-BUNDLE: dict[str, Any] = {
-    "ociVersion": "1.0.2",
-    "root": {"path": INNER_ROOT},
-    "process": {
-        "args": ["sleep", "600"],
-        "cwd": "/",
-        "env": ["PATH=/bin:/sbin"],
-        "user": {"uid": 0, "gid": 0},
-        "capabilities": {kind: ["CAP_KILL"] for kind in SETS},
-    },
-    "mounts": [
-        {"destination": "/proc", "type": "proc", "source": "proc"},
-        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]},
-        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
-    ],
-    "linux": {
-        "cgroupsPath": "machine-x.slice:nestrt:web",
-        "namespaces": [{"type": kind} for kind in ("pid", "mount", "uts", "ipc", "network", "cgroup")],
-        "resources": {
-            "memory": {"limit": 64 * MIB},
-            "cpu": {"quota": 25_500, "period": 50_000},
-            "pids": {"limit": 33},
-            "devices": [{"allow": False, "access": "rwm"}],
-        },
-    },
-}
 # The runtime ends what does not keep the laws, before its start and after.
 STRICT = {"nestrt.policy": "nested", "nestrt.level.strict": "true"}
 # The limits of BUNDLE in the files of its scope. 51 % of a CPU are a step that systemd keeps.

@@ -29,7 +29,7 @@ from nestrt.errors import HostError
 from support.hostside import is_v2_only
 from support.need import SLOW, require
 from support.runner import Nestrt
-from support.systemd_root import INNER_ROOT, SHARED, USER, SystemdGuest, problem, systemd_guest
+from support.systemd_root import BUNDLE, SHARED, USER, SystemdGuest, problem, systemd_guest
 
 MIB = 1 << 20
 
@@ -416,33 +416,6 @@ told["took"] = sorted(took)
 
 
 # --- the verbs, with --systemd-cgroup ----------------------------------------------------------------
-
-SETS = ("bounding", "effective", "permitted")
-BUNDLE: dict[str, Any] = {
-    "ociVersion": "1.0.2",
-    "root": {"path": INNER_ROOT},
-    "process": {
-        "args": ["sleep", "600"],
-        "cwd": "/",
-        "env": ["PATH=/bin:/sbin"],
-        "user": {"uid": 0, "gid": 0},
-        "capabilities": {kind: ["CAP_KILL"] for kind in SETS},
-    },
-    "mounts": [
-        {"destination": "/proc", "type": "proc", "source": "proc"},
-        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
-    ],
-    "linux": {
-        "cgroupsPath": "machine-x.slice:nestrt:web",
-        "namespaces": [{"type": kind} for kind in ("pid", "mount", "uts", "ipc", "network", "cgroup")],
-        "resources": {
-            "memory": {"limit": 64 * MIB},
-            "cpu": {"shares": 512, "quota": 25_500, "period": 50_000, "cpus": "0"},
-            "pids": {"limit": 33},
-            "devices": [{"allow": False, "access": "rwm"}],
-        },
-    },
-}
 # What each script about verbs begins with: the command, the unit's properties, and what is left.
 VERBS = """
 def nestrt(*args):
@@ -480,8 +453,8 @@ def bundle(guest: SystemdGuest, name: str = "bundle", **changes: Any) -> str:
 def test_a_container_is_a_scope_whose_limits_outlive_a_reload(guest: SystemdGuest, policy: str) -> None:
     """run, exec, update, kill and delete; with a policy the scope is the limit group and the guest root is below it.
 
-        machine.slice/machine-x.slice/nestrt-web.scope      policy none: the container's processes
-                                       └ guest/init         policy default
+    machine.slice/machine-x.slice/nestrt-web.scope      policy none: the container's processes
+                                   └ guest/init         policy default
     """
     annotations = {"org.systemd.property.TimeoutStopSec": "uint64 7"}
     if policy != "none":

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from support.need import SLOW
 from support.rootfs import CHECKOUT, OPT, busybox_root
@@ -41,6 +42,33 @@ PACKAGES = ("systemd-sysv", "dbus", "python3", "busybox-static", "runc", "crun")
 INNER_ROOT = "/srv/rootfs"
 SHARED = "/mnt"
 USER = 1000
+# The document of one, in a scope of machine-x.slice.
+BUNDLE: dict[str, Any] = {
+    "ociVersion": "1.0.2",
+    "root": {"path": INNER_ROOT},
+    "process": {
+        "args": ["sleep", "600"],
+        "cwd": "/",
+        "env": ["PATH=/bin:/sbin"],
+        "user": {"uid": 0, "gid": 0},
+        "capabilities": {kind: ["CAP_KILL"] for kind in ("bounding", "effective", "permitted")},
+    },
+    "mounts": [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
+    ],
+    "linux": {
+        "cgroupsPath": "machine-x.slice:nestrt:web",
+        "namespaces": [{"type": kind} for kind in ("pid", "mount", "uts", "ipc", "network", "cgroup")],
+        "resources": {
+            "memory": {"limit": 64 << 20},
+            "cpu": {"shares": 512, "quota": 25_500, "period": 50_000, "cpus": "0"},
+            "pids": {"limit": 33},
+            "devices": [{"allow": False, "access": "rwm"}],
+        },
+    },
+}
 MASKED = """
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
     systemd-tmpfiles-clean.timer
