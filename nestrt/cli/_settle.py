@@ -75,7 +75,18 @@ def own_record(state: State) -> records.Record | None:
 
 
 def _is_its(record: records.Record, state: State) -> bool:
-    """Whether the record is of the state's container: by its bundle, and where that was not known, by its document."""
+    """Whether the record is of the state's container: by its bundle, and where that was not known, by its document.
+
+    For the bundle crun gives its own working directory, which is "/" when it has made devices in a user namespace; then
+    it is the container of which a process is in the guest root, later that of the first process, or which has ended.
+    """
+    if record.values.get("started") is True:
+        first = record.number("pid")
+        runs = pidfd.start_time(first) == record.number("start")
+        if (runs and state.pid == first) or (not runs and state.bundle == "/"):
+            return True
+    elif state.bundle == "/" and state.pid:
+        return _is_inside(state.pid, record.text("group"))
     if record.text("bundle"):
         return record.text("bundle") == state.bundle
     from nestrt.cli.hook import read_file
@@ -152,7 +163,8 @@ def _settle(record: records.Record, state: State) -> None:
 
         holder.release(record, now)
     script.run(operations, state.pid)
-    record.values.update(bundle=state.bundle, started=True, pid=state.pid, start=start)
+    bundle = record.text("bundle") if state.bundle == "/" else state.bundle
+    record.values.update(bundle=bundle, started=True, pid=state.pid, start=start)
     record.save()
 
 

@@ -128,7 +128,7 @@ def kill_the_first_process(
     """Kill the first process at all *points*: the launcher says so in one line and takes everything back itself."""
     steps = count_steps(nestrt, *words(root, witness, "nestrt-count", mode))
     # From its word "ready" on it is told to go on at any moment; a killed guest is all that can be told then.
-    late = {("guest", steps["guest"] - n) for n in (1, 2)} | {("host", steps["host"] - n) for n in range(4)}
+    late = {("guest", steps["guest"] - n) for n in (1, 2)} | {("host", steps["host"] - n) for n in range(6)}
     for point in points:
         name = new_guest()
         killed = launch_and_kill(witness / "errors", "first", *point, words(root, witness, name, mode))
