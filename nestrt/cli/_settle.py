@@ -80,13 +80,11 @@ def _is_its(record: records.Record, state: State) -> bool:
     For the bundle crun gives its own working directory, which is "/" when it has made devices in a user namespace; then
     it is the container of which a process is in the guest root, later that of the first process, or which has ended.
     """
-    if record.values.get("started") is True:
+    if state.bundle == "/":
+        if record.values.get("started") is not True:
+            return bool(state.pid) and _is_inside(state.pid, record.text("group"))
         first = record.number("pid")
-        runs = pidfd.start_time(first) == record.number("start")
-        if (runs and state.pid == first) or (not runs and state.bundle == "/"):
-            return True
-    elif state.bundle == "/" and state.pid:
-        return _is_inside(state.pid, record.text("group"))
+        return pidfd.start_time(first) != record.number("start") or state.pid == first
     if record.text("bundle"):
         return record.text("bundle") == state.bundle
     from nestrt.cli.hook import read_file
