@@ -21,6 +21,7 @@ from nestrt.plan.container_groups import require_controllers, resource_steps
 from nestrt.plan.groups import divisible, flat_io, guest_root, late_steps, limit_group, marks, parents
 from nestrt.plan.host_steps import Attach, DisableControllers, EnableControllers, MarkRunning, SetFile
 from nestrt.plan.ids import moved_first
+from nestrt.plan.rewrite import uncovers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,9 +141,7 @@ def require_throttles(bundle: Bundle, facts: Facts) -> None:
     assert request is not None
     if identity(bundle).private or not any(flat_io(request, h) for h in facts.hierarchies):
         return
-    sets = bundle.spec.process.capabilities if bundle.spec.process else None
-    held = {name.upper() for names in sets.__dict__.values() for name in names} if sets else set()
-    if bundle.spec.namespace("user") is None and "CAP_SYS_ADMIN" not in held:
+    if bundle.spec.namespace("user") is None and not uncovers(bundle.spec):
         return
     raise HostError(
         "limit",

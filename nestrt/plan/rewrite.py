@@ -106,7 +106,7 @@ def rewrite(document: Document, spec: Spec, terms: Terms | None) -> Document:
     _possible(spec)
     linux = dict(document.get("linux") or {})
     root = f"{terms.group}/{GUEST_ROOT}"
-    view = View(terms.policy, root, terms.hierarchies, terms.files, private_ids(spec), terms.sources, _uncovers(spec))
+    view = View(terms.policy, root, terms.hierarchies, terms.files, private_ids(spec), terms.sources, uncovers(spec))
     linux["cgroupsPath"] = root
     linux["namespaces"] = _namespaces(linux.get("namespaces") or [], spec)
     resources = within_limits(
@@ -128,7 +128,7 @@ def rewrite(document: Document, spec: Spec, terms: Terms | None) -> Document:
     }
 
 
-def _uncovers(spec: Spec) -> bool:
+def uncovers(spec: Spec) -> bool:
     """Whether the container's root, being the host's, could take a mount off again."""
     sets = spec.process.capabilities if spec.process else None
     held = {name.upper() for names in sets.__dict__.values() for name in names} if sets else set()

@@ -7,16 +7,12 @@ create ──▶ created ──start──▶ running ──pause──▶ pause
 
 from __future__ import annotations
 
-import array
 import json
 import os
-import select
 import shutil
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from support.bundles import PARENT, Bundle
 from support.hostside import hierarchies, processes
 from support.need import SLOW
 from support.runner import wait_for
+from support.terminals import console_socket, read_until
 
 # What depends on the host's kind is marked with False.
 pytestmark = pytest.mark.slow_on_vm
@@ -347,43 +344,11 @@ def test_descriptors_that_are_handed_on(new_bundle: NewBundle, tmp_path: Path) -
     assert bundle.leftovers() == []
 
 
-@contextmanager
-def terminal_socket(place: Path) -> Iterator[tuple[str, Callable[[], int]]]:
-    """A Unix socket for --console-socket, and what takes the terminal's master from it."""
-    path = str(place / "console.sock")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(path)
-        listener.listen(4)
-        listener.settimeout(20 * SLOW)
-
-        def take() -> int:
-            with listener.accept()[0] as peer:
-                data, ancillary, _, _ = peer.recvmsg(4096, socket.CMSG_SPACE(4))
-                assert data, "no name came with the terminal"
-                (_, _, rights) = ancillary[0]
-                return int(array.array("i", rights)[0])
-
-        yield path, take
-
-
-def read_until(master: int, text: str) -> str:
-    """What comes from the terminal *master* up to *text*."""
-    got = ""
-    end = time.monotonic() + 20 * SLOW
-    while text not in got:
-        assert select.select([master], [], [], max(0, end - time.monotonic()))[0], got
-        try:
-            got += os.read(master, 4096).decode()
-        except OSError:
-            break
-    return got
-
-
 # The master is sent at create; its size is the document's; the slave is the container's own, and its /dev/console.
 def test_a_terminal_by_the_console_socket(bundle: Bundle, tmp_path: Path) -> None:
     bundle.config["process"].update(terminal=True, consoleSize={"height": 33, "width": 99})
     bundle.shell("stty size; tty; ls -l /dev/console /proc/self/fd; echo > /dev/console; echo end; read x; echo got $x")
-    with terminal_socket(tmp_path) as (path, take):
+    with console_socket(tmp_path) as (path, take):
         creating = bundle.begin(*bundle.words("create", "--console-socket", path))
         master = take()
         assert creating.finish().ok().err == ""
@@ -402,7 +367,7 @@ def test_a_terminal_by_the_console_socket(bundle: Bundle, tmp_path: Path) -> Non
 
 def test_a_terminal_for_exec(bundle: Bundle, tmp_path: Path) -> None:
     bundle.up()
-    with terminal_socket(tmp_path) as (path, take):
+    with console_socket(tmp_path) as (path, take):
         options = ["--tty", "--detach", "--console-socket", path]
         words = [*bundle.globals, "exec", *options, bundle.id, "sh", "-c", "tty; echo end; sleep 9"]
         executing = bundle.begin(*words)
@@ -434,7 +399,7 @@ def test_terminals_that_cannot_be(bundle: Bundle, tmp_path: Path) -> None:
 
 # What --pidfd-socket takes: a pidfd of the first process.
 def test_a_pidfd_by_socket(bundle: Bundle, tmp_path: Path) -> None:
-    with terminal_socket(tmp_path) as (path, take):
+    with console_socket(tmp_path) as (path, take):
         creating = bundle.begin(*bundle.args("sleep", "600").words("create", "--pidfd-socket", path))
         fd = take()
         assert creating.finish().ok().err == ""

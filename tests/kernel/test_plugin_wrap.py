@@ -33,9 +33,7 @@ from support.plugin import (
     RUNC,
     RUNTIMES,
     Wrapped,
-    console_socket,
     memberships,
-    read_until,
     records,
     records_of,
     standing,
@@ -43,6 +41,7 @@ from support.plugin import (
     wrapped_bundles,
 )
 from support.runner import Nestrt, wait_for
+from support.terminals import console_socket, read_until
 
 NewWrapped = Callable[..., Wrapped]
 MIB = 1 << 20

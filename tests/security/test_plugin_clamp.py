@@ -205,11 +205,12 @@ exit 0
 
 
 # v1's throttling does not reach the groups below one: a guest that could make or change groups there would have none.
+@pytest.mark.v1
 @pytest.mark.parametrize("mode", MODES)
 def test_io_limits_on_v1_are_not_left_behind(wrapped: Wrapped, python: PythonRoot, mode: str) -> None:
     tree = hierarchy_of("io")
-    if tree is None or tree.version == 2:
-        pytest.skip("blkio is no v1 hierarchy here")
+    require("blkio", None if tree is not None and tree.version == 1 else "it is no v1 hierarchy here")
+    assert tree is not None
     disk = scratch_disk()
     require("a disk", None if disk else "no disk to limit")
     major, minor = map(int, disk.split(":"))

@@ -9,18 +9,14 @@
 
 from __future__ import annotations
 
-import array
 import itertools
 import json
 import os
-import select
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -209,33 +205,3 @@ def standing(controller: str, group: str, v1: str, v2: str) -> str:
     assert hierarchy is not None, f"no hierarchy has {controller}"
     file = hierarchy.group(group) / (v1 if hierarchy.version == 1 else v2)
     return file.read_text().strip() if file.exists() else ""
-
-
-@contextmanager
-def console_socket(place: Path) -> Iterator[tuple[str, Callable[[], int]]]:
-    """A Unix socket for --console-socket, and what takes the terminal's master from it."""
-    path = str(place / "console.sock")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(path)
-        listener.listen(4)
-        listener.settimeout(20 * SLOW)
-
-        def take() -> int:
-            with listener.accept()[0] as peer:
-                _, ancillary, _, _ = peer.recvmsg(4096, socket.CMSG_SPACE(4))
-                return int(array.array("i", ancillary[0][2])[0])
-
-        yield path, take
-
-
-def read_until(master: int, text: str) -> str:
-    """What comes from the terminal *master* up to *text*."""
-    got = ""
-    end = time.monotonic() + 20 * SLOW
-    while text not in got:
-        assert select.select([master], [], [], max(0, end - time.monotonic()))[0], got
-        try:
-            got += os.read(master, 4096).decode(errors="replace")
-        except OSError:  # EIO: the other end is closed
-            break
-    return got
