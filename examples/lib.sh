@@ -38,7 +38,7 @@ scratch() {
 unscratch() { while mountpoint -q "$work"; do umount -l "$work"; done; rm -rf "$work"; }
 
 # compile DIRECTORY: a copy of nestrt, which guests cannot write; else each start there compiles it again
-compile() { env -u PYTHONDONTWRITEBYTECODE /usr/bin/python3 -m compileall -q "$1"; }
+compile() { env -u PYTHONDONTWRITEBYTECODE /usr/bin/python3 -m compileall -q "$1" && "$1/../hooks/nestrt" version >/dev/null; }
 
 # check TEXT COMMAND...: whether COMMAND succeeds
 check() {

@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ast
     from types import CodeType, ModuleType
-    from typing import Any
+    from typing import Any, BinaryIO
 
     Stamp = tuple[int, int]  # st_mtime_ns, st_size
     # A Stamp; where in the pack the module is (offset, length); its file; what it imports of ours at its top.
@@ -33,13 +33,15 @@ if TYPE_CHECKING:
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 PACK = f"{PACKAGE}/__pycache__/pack.{sys.implementation.cache_tag}"
 
+# guest/ stands alone, and shows its docstrings as help; broker/ is a daemon's, which starts once.
+LEFT_OUT = ("guest", "broker")
+
 
 def _sources() -> list[str]:
     """Every module's file, relative to the package."""
     found = []
     for directory, directories, files in os.walk(PACKAGE):
-        # guest/ is one file that stands alone, and shows its docstrings as help.
-        directories[:] = [name for name in directories if name not in ("__pycache__", "guest")]
+        directories[:] = [name for name in directories if name not in ("__pycache__", *LEFT_OUT)]
         found += [f"{directory}/{name}"[len(PACKAGE) + 1 :] for name in files if name.endswith(".py")]
     return sorted(found)
 
@@ -133,6 +135,23 @@ def _imports(tree: ast.Module, known: frozenset[str]) -> tuple[str, ...]:
 
 def pack() -> Index:
     """Compile every module into PACK. Raises OSError where it cannot be written."""
+    os.makedirs(os.path.dirname(PACK), exist_ok=True)
+    temporary = f"{PACK}.{os.getpid()}"
+    # First of all: where it cannot be written, no start shall spend seconds to find that out at the end.
+    file_ = open(temporary, "wb")
+    try:
+        with file_:
+            index, begin = _write(file_)
+        os.replace(temporary, PACK)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+    return _placed(index, begin)
+
+
+def _write(out: BinaryIO) -> tuple[Index, int]:
+    """Write index and code; the index, and where the code begins."""
     parts: list[bytes] = []
     index: Index = {}
     end = 0
@@ -147,17 +166,8 @@ def pack() -> Index:
         end += len(parts[-1])
     # Offsets count from the end of the index, whose length depends on them.
     head = marshal.dumps(index)
-    os.makedirs(os.path.dirname(PACK), exist_ok=True)
-    temporary = f"{PACK}.{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file_:
-            file_.writelines((len(head).to_bytes(LENGTH, "little"), head, *parts))
-        os.replace(temporary, PACK)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-    return _placed(index, LENGTH + len(head))
+    out.writelines((len(head).to_bytes(LENGTH, "little"), head, *parts))
+    return index, LENGTH + len(head)
 
 
 def _placed(index: Index, begin: int) -> Index:
@@ -231,7 +241,7 @@ class Finder:
         return content[len(seal) :] if len(content) == place[3] and content.startswith(seal) else None
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if not name.startswith("nestrt."):
+        if not name.startswith("nestrt.") or name.split(".")[1] in LEFT_OUT:
             return None
         base = f"{PACKAGE}/{'/'.join(name.split('.')[1:])}"
         is_package = os.path.isdir(base)
