@@ -58,7 +58,7 @@ class Mark:
     *attribute* is ``trusted.nestrt`` or ``user.nestrt``; *whole* is false for the short marks
     of the hierarchies that are not the primary one. *pid* and *start* (clock ticks since boot,
     proc_pid_stat(5) field 22) are as the launching level sees them; *created* is in seconds since 1970.
-    *ids* are (inside, outside, count) at the launching level. *view*, *limits* and *net*
+    *ids* are (inside, outside, count) at the launching level. *view*, *limits*, *partition* and *net*
     are as nestrt's mark format has them, cut down to plain bounded values. *root* is the name of the guest root.
     """
 
@@ -78,6 +78,8 @@ class Mark:
     ids: tuple[tuple[int, int, int], ...] = ()
     view: dict[str, Any] | None = None
     limits: dict[str, Any] | None = None
+    partition: dict[str, Any] | None = None
+    broker: str = "none"
     max_groups: int = -1
     max_depth: int = -1
     net: dict[str, Any] | None = None
@@ -188,6 +190,8 @@ def parse(raw: bytes, attribute: str) -> Mark:
         ids=get.ranges("ids"),
         view=get.mapping("view"),
         limits=get.mapping("limits"),
+        partition=get.mapping("partition"),
+        broker=get.text("broker") or "none",
         max_groups=get.number("max_groups"),
         max_depth=get.number("max_depth"),
         net=get.mapping("net"),

@@ -28,6 +28,7 @@ FIELDS = {
     "nestrt.level.max_level": "max_level",
     "nestrt.level.override": "override",
     "nestrt.level.strict": "strict",
+    "nestrt.level.broker": "broker",
     "nestrt.view.mount": "mount",
     "nestrt.view.controllers": "controllers",
     "nestrt.view.start_in": "start_in",
@@ -42,7 +43,7 @@ FIELDS = {
 }
 KNOWN = (POLICY, *FIELDS)
 INTEGERS = {"max_level": (1, names.LEVEL_LIMIT), "max_groups": (2, 1_000_000), "max_depth": (2, 1000)}
-CHOICES = {"mount": names.MOUNTS, "start_in": names.STARTS, "cpus": names.CPU_NUMBERS}
+CHOICES = {"broker": names.BROKERS, "mount": names.MOUNTS, "start_in": names.STARTS, "cpus": names.CPU_NUMBERS}
 BOOLEANS = {"true": True, "false": False}
 PROFILES = ("default", "nested", "strict", "systemd-guest")
 NAME_LIMIT = 64

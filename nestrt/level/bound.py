@@ -1,6 +1,6 @@
 """What is more than what: the host's policy as the upper bound of what a bundle may ask for.
 
-More is, field by field: a deeper max_level; override; not to be strict; a mount that is rw before ro
+More is, field by field: a deeper max_level; override; not to be strict; a broker; a mount that is rw before ro
 before none; more controllers; more to divide; more groups, and deeper ones. What a
 guest starts in and how it counts CPUs is nobody's loss: free. Limits are not compared
 but met: of two, the smaller holds, as between a group and its parent.
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 NUMBERS = ("max_level", "max_groups", "max_depth")
 SWITCHES = ("override", "divide_cpu", "divide_memory", "divide_pids", "divide_io", "divide_devices")
 MOUNT_ORDER = ("none", "ro", "rw")
-BOUNDED = (*NUMBERS, *SWITCHES, "strict", "mount", "controllers")
+BOUNDED = (*NUMBERS, *SWITCHES, "strict", "broker", "mount", "controllers")
 FREE = ("start_in", "cpus")
 # Holds where the host says nothing: every built-in policy is within it, and override is not.
-DEFAULT_BOUND = Policy(max_groups=4000, max_depth=20, source="built in")
+DEFAULT_BOUND = Policy(broker="required", max_groups=4000, max_depth=20, source="built in")
 
 
 @record
@@ -63,6 +63,8 @@ def clamp(policy: Policy, bound: Policy) -> Policy:
     values: dict[str, object] = {field: min(getattr(policy, field), getattr(bound, field)) for field in NUMBERS}
     values.update({field: getattr(policy, field) and getattr(bound, field) for field in SWITCHES})
     values["strict"] = policy.strict or bound.strict
+    # Wanted or required is the bundle's own choice wherever it may have one.
+    values["broker"] = "none" if bound.broker == "none" else policy.broker
     values["mount"] = min(policy.mount, bound.mount, key=MOUNT_ORDER.index)
     if bound.controllers is not None:
         asked = bound.controllers if policy.controllers is None else policy.controllers

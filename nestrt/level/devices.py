@@ -17,8 +17,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    Node = tuple[str, int | None, int | None]
+
 MAJOR_LIMIT = 2**12  # MINORBITS is 20 of 32 (include/linux/kdev_t.h)
 MINOR_LIMIT = 2**20
+MOST_IN_COMMON = 65536
 RULES_LIMIT = 1024  # more than a device program can hold, and more than anyone writes
 REMEDY = "write TYPE MAJOR:MINOR ACCESS like 'c 1:3 rwm', 'b 8:* r' or 'a *:* rwm'"
 
@@ -137,15 +140,34 @@ def allowed(rules: Iterable[DeviceRule], kind: str, major: int, minor: int, acce
     return all(any(_answers(rule, kind, major, minor, asked) for rule in known) for asked in questions(access))
 
 
+class AllowList:
+    """Rules by their nodes, for many questions: lists may be long, and somebody else's."""
+
+    def __init__(self, rules: Iterable[DeviceRule]) -> None:
+        self.rules = tuple(rules)
+        self.access: dict[Node, set[str]] = {}
+        for rule in self.rules:
+            self.access.setdefault((rule.type, rule.major, rule.minor), set()).add(rule.access)
+
+    def covers(self, rule: DeviceRule) -> bool:
+        """Whether all that *rule* allows is allowed, each question by one rule here."""
+        for kind in "bc" if rule.type == "a" else rule.type:
+            found = [self.access[node] for node in _wider(kind, rule.major, rule.minor) if node in self.access]
+            for asked in questions(rule.access):
+                if not any(set(asked) <= set(access) for accesses in found for access in accesses):
+                    return False
+        return True
+
+
+def _wider(kind: str, major: int | None, minor: int | None) -> set[Node]:
+    """The nodes whose rules are about this one too."""
+    return {(t, a, i) for t in (kind, "a") for a in (major, None) for i in (minor, None)}
+
+
 def subset(child: Iterable[DeviceRule], parent: Iterable[DeviceRule]) -> DeviceRule | None:
     """The first rule of *child* that allows more than *parent* does, or None where there is none."""
-    known = tuple(parent)
-    for rule in child:
-        for kind in "bc" if rule.type == "a" else rule.type:
-            for asked in questions(rule.access):
-                if not any(_answers(wider, kind, rule.major, rule.minor, asked) for wider in known):
-                    return rule
-    return None
+    known = AllowList(parent)
+    return next((rule for rule in child if not known.covers(rule)), None)
 
 
 def _meet(one: DeviceRule, other: DeviceRule) -> DeviceRule | None:
@@ -163,16 +185,56 @@ def _meet(one: DeviceRule, other: DeviceRule) -> DeviceRule | None:
     return DeviceRule(other.type if one.type == "a" else one.type, numbers[0], numbers[1], access)
 
 
-def intersect(one: Iterable[DeviceRule], other: Iterable[DeviceRule]) -> tuple[DeviceRule, ...]:
-    """Rules that allow what *one* and *other* both allow, and nothing else; none says more than the rest."""
-    others = tuple(other)
-    met = [rule for mine in one for yours in others if (rule := _meet(mine, yours)) is not None]
-    kept: list[DeviceRule] = []
-    for position, rule in enumerate(met):
+def _met(one: tuple[DeviceRule, ...], other: tuple[DeviceRule, ...], most: int) -> list[DeviceRule]:
+    """The rules for what two of them both allow, in order."""
+    numbers: dict[tuple[int | None, int | None], list[int]] = {}
+    majors: dict[int | None, list[int]] = {}
+    minors: dict[int | None, list[int]] = {}
+    for place, rule in enumerate(other):
+        numbers.setdefault((rule.major, rule.minor), []).append(place)
+        majors.setdefault(rule.major, []).append(place)
+        minors.setdefault(rule.minor, []).append(place)
+    found: list[DeviceRule] = []
+    for mine in one:
+        if mine.major is None and mine.minor is None:
+            near: Iterable[int] = range(len(other))
+        elif mine.minor is None:
+            near = sorted([*majors.get(mine.major, ()), *majors.get(None, ())])
+        elif mine.major is None:
+            near = sorted([*minors.get(mine.minor, ()), *minors.get(None, ())])
+        else:
+            nodes = ((a, i) for a in (mine.major, None) for i in (mine.minor, None))
+            near = sorted(place for node in nodes for place in numbers.get(node, ()))
+        found += [both for place in near if (both := _meet(mine, other[place])) is not None]
+        if len(found) > most:
+            raise InputError("compare", "device rules", f"they have more than {most} in common", "use fewer wildcards")
+    return found
+
+
+def intersect(
+    one: Iterable[DeviceRule], other: Iterable[DeviceRule], most: int = MOST_IN_COMMON
+) -> tuple[DeviceRule, ...]:
+    """Rules that allow what *one* and *other* both allow, and nothing else; none says more than the rest.
+
+    Wildcards that cross have as many as their product: raises InputError for more than *most*.
+    """
+    met = _met(tuple(one), tuple(other), most)
+    single = AllowList(met)
+    kept = AllowList(())
+    found: list[DeviceRule] = []
+    for rule in met:
         # Of two that say the same, the first stays.
-        if subset((rule,), kept) is not None and not any(
-            subset((rule,), (wider,)) is None and (subset((wider,), (rule,)) is not None)
-            for wider in met[position + 1 :]
-        ):
-            kept.append(rule)
-    return tuple(kept)
+        if not kept.covers(rule) and not _strictly_within(rule, single):
+            found.append(rule)
+            kept.access.setdefault((rule.type, rule.major, rule.minor), set()).add(rule.access)
+    return tuple(found)
+
+
+def _strictly_within(rule: DeviceRule, others: AllowList) -> bool:
+    """Whether a single one of *others* allows all of *rule*, and more."""
+    own = (rule.type, rule.major, rule.minor)
+    for node in _wider(rule.type, rule.major, rule.minor):
+        for access in others.access.get(node, ()):
+            if set(rule.access) <= set(access) and (node != own or set(rule.access) < set(access)):
+                return True
+    return False

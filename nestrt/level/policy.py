@@ -10,6 +10,7 @@ MOUNTS = ("rw", "ro", "none")
 STARTS = ("init", ".")
 CPU_NUMBERS = ("renumbered", "host")
 NAMESPACES = ("auto", "map", "none")
+BROKERS = ("none", "wanted", "required")
 
 
 @record
@@ -19,7 +20,9 @@ class Policy:
     *max_level* is a level's own number, the host being 0: a guest at level n may
     launch one at n+1 where n+1 <= max_level. *override* lets the launching level
     give more than its parent has; never more levels. *strict*: a guest of another
-    runtime for which a law is found not to hold is stopped, not only reported. *controllers* are canonical
+    runtime for which a law is found not to hold is stopped, not only reported. *broker*: whether the guest
+    gets a socket of the level's broker: ``none``, ``wanted`` (where there is a broker), or ``required`` (else
+    it does not start). *controllers* are canonical
     (v2) names, None being all that the kernel has. *start_in* is the first
     process's group below the guest root, "." the root itself. *max_groups* and
     *max_depth* count from the limit group, as cgroup.max.descendants and
@@ -39,6 +42,7 @@ class Policy:
     max_level: int = 3
     override: bool = False
     strict: bool = False
+    broker: str = "none"
     mount: str = "rw"
     controllers: tuple[str, ...] | None = None
     start_in: str = "init"

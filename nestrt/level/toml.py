@@ -71,6 +71,7 @@ def from_mapping(mapping: dict[str, object], name: str, errors: list[InputError]
         max_level=level.integer("max_level", usual.max_level, 1, names.LEVEL_LIMIT),
         override=level.boolean("override", usual.override),
         strict=level.boolean("strict", usual.strict),
+        broker=level.text("broker", usual.broker, names.BROKERS),
         mount=view.text("mount", usual.mount, names.MOUNTS),
         controllers=view.parsed("controllers", usual.controllers, _controllers),
         start_in=view.text("start_in", usual.start_in, names.STARTS),

@@ -28,6 +28,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nestrt.level.policy import Policy
+
 V1_DELEGATE = ("tasks", "cgroup.procs")
 MARK_VERSION = 1
 
@@ -74,6 +76,17 @@ def shown_limits(request: Request, facts: Facts) -> Limits:
     return over(Limits(memory=has.memory, swap=swap, cpu_quota=has.cpu_quota, pids=has.pids), limits)
 
 
+def partition(policy: Policy) -> dict[str, bool]:
+    """What the guest may divide among its child groups."""
+    return {
+        "cpu": policy.divide_cpu,
+        "memory": policy.divide_memory,
+        "pids": policy.divide_pids,
+        "io": policy.divide_io,
+        "devices": policy.divide_devices,
+    }
+
+
 def mark(request: Request, facts: Facts, generation: str, identity: Identity, created: int) -> dict[str, object]:
     """The whole mark of a guest being made; the launcher adds its pid when it runs."""
     policy = request.policy
@@ -97,6 +110,8 @@ def mark(request: Request, facts: Facts, generation: str, identity: Identity, cr
             "cpus": policy.cpus,
         },
         "limits": policy.limits.to_mark(),
+        "partition": partition(policy),
+        "broker": policy.broker,
         "max_groups": policy.max_groups,
         "max_depth": policy.max_depth,
         "net": {"mode": request.net},
@@ -119,15 +134,7 @@ def stamp(request: Request, facts: Facts) -> dict[str, object]:
         "cpus": policy.cpus,
         "view": policy.mount,
         "controllers": "all" if policy.controllers is None else list(policy.controllers),
-        "partition": {
-            "cpu": policy.divide_cpu,
-            "memory": policy.divide_memory,
-            "pids": policy.divide_pids,
-            "io": policy.divide_io,
-            "devices": policy.divide_devices,
-            "max_groups": policy.max_groups,
-            "max_depth": policy.max_depth,
-        },
+        "partition": {**partition(policy), "max_groups": policy.max_groups, "max_depth": policy.max_depth},
         "limits": replace(limits, devices=applied_rules(facts, limits.devices)).to_mark(),
     }
 
