@@ -20,6 +20,8 @@ COMMANDS = {
     "guest": "inside a guest: see and divide what it has",
     "check": "whether the laws hold for a running guest",
     "policy": "check policies and bindings, explain what a bundle gets",
+    "broker": "the daemon: what the kernel does not delegate, done for guests that ask",
+    "audit": "what guests have asked the broker to change, done and refused",
     "hooks": "bind the plugin to engines that run other runtimes",
     "hook": "the plugin: what engines call for each container",
     "wrap": "the plugin: a runtime that prepares guests for another one",

@@ -10,11 +10,10 @@ A hybrid host has both; there the v1 freezer is used, as runc does, and v2's whe
 from __future__ import annotations
 
 import os
-import select
-import time
 
 from nestrt.errors import HostError, StateError
-from nestrt.kernel import cgroup
+from nestrt.kernel import freezer
+from nestrt.kernel.freezer import V1_STATE, V2_STATE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,12 +21,6 @@ if TYPE_CHECKING:
 
 V1_PLACE = "/sys/fs/cgroup/freezer"
 V2_PLACES = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
-V1_STATE, V1_SELF = "freezer.state", "freezer.self_freezing"
-V2_STATE, V2_EVENTS = "cgroup.freeze", "cgroup.events"
-# As runc: v1 writes FROZEN up to 1000 times (processes that are forked or moved in meanwhile make it fail)
-# and now and then lets all run for a moment; v2 waits 10 s.
-ATTEMPTS, REST_EVERY, REST = 1000, 50, 0.01
-PATIENCE = 10.0
 
 
 def _places() -> tuple[str, tuple[str, ...]]:
@@ -56,10 +49,10 @@ def _group(path: str) -> tuple[str, int]:
 def frozen(container: Container) -> bool:
     """Whether the container was frozen, or is being frozen; False where its group has gone."""
     v1, trees = _places()
-    files = [f"{v1}{container.cgroup}/{V1_SELF}"] if v1 else []
-    for file in (*files, *(f"{tree}{container.cgroup}/{V2_STATE}" for tree in trees)):
+    places = [(v1, 1)] if v1 else []
+    for place, version in (*places, *((tree, 2) for tree in trees)):
         try:
-            return cgroup.read(file) == "1"
+            return freezer.asked(place + container.cgroup, version)
         except OSError:
             continue
     return False
@@ -79,13 +72,7 @@ def freeze(container: Container) -> None:
     Raises StateError where they do not stop in time, having let them go on; HostError without a group; OSError.
     """
     directory, version = _directory(container, "pause")
-    stopped = False
-    try:
-        stopped = _freeze_v1(directory) if version == 1 else _freeze_v2(directory)
-    finally:
-        if not stopped:
-            _thaw(directory, version)
-    if not stopped:
+    if not freezer.freeze(directory, version):
         raise StateError(
             "pause",
             f"container {container.id}",
@@ -97,39 +84,4 @@ def freeze(container: Container) -> None:
 def thaw(container: Container) -> None:
     """Let the processes of the container go on. Raises HostError without a group, OSError."""
     directory, version = _directory(container, "resume")
-    _thaw(directory, version)
-
-
-def _thaw(directory: str, version: int) -> None:
-    cgroup.write(f"{directory}/{V1_STATE if version == 1 else V2_STATE}", "THAWED" if version == 1 else "0")
-
-
-def _freeze_v1(directory: str) -> bool:
-    state = f"{directory}/{V1_STATE}"
-    for attempt in range(ATTEMPTS):
-        if attempt % REST_EVERY == REST_EVERY - 1:
-            cgroup.write(state, "THAWED")
-            time.sleep(REST)
-        cgroup.write(state, "FROZEN")
-        if attempt % REST_EVERY == REST_EVERY // 2:
-            time.sleep(REST)  # a slow machine needs time before a look, not another write
-        if cgroup.read(state) == "FROZEN":
-            return True
-    return False
-
-
-def _freeze_v2(directory: str) -> bool:
-    """Write cgroup.freeze and wait until cgroup.events says ``frozen 1``, by poll(2) on it."""
-    deadline = time.monotonic() + PATIENCE
-    fd = os.open(f"{directory}/{V2_EVENTS}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        cgroup.write(f"{directory}/{V2_STATE}", "1")
-        poll = select.poll()
-        poll.register(fd, select.POLLPRI)
-        while b"frozen 1" not in os.pread(fd, 4096, 0):
-            if time.monotonic() > deadline:
-                return False
-            poll.poll(100)
-        return True
-    finally:
-        os.close(fd)
+    freezer.thaw(directory, version)

@@ -152,11 +152,21 @@ def _connect(launcher: Launcher, step: do.Connect) -> None:
         launcher.connect(step.name, launcher.pid)
 
 
+def _ask_broker(launcher: Launcher, step: do.AskBroker) -> None:
+    from nestrt.act import broker  # only for guests that have one
+
+    if step.embedded:
+        launcher.broker = broker.embed(step.name, step.group, launcher.signals)
+    elif not broker.serve(step.name, step.group, step.needed):
+        launcher.warnings.append(broker.missing(step.name))
+
+
 STEPS: dict[type[Step], Callable[..., None]] = {
     **launch.COMMON,
     **groups.STEPS,
     do.Reserve: _reserve,
     do.ReserveIds: _reserve_ids,
+    do.AskBroker: _ask_broker,
     do.OpenRoot: _open_root,
     do.OpenBind: _open_bind,
     do.OpenLog: _open_log,

@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nestrt.act.broker import Embedded
     from nestrt.act.first import Steps
 
     Observer = Callable[[str, Step], None]
@@ -57,6 +58,8 @@ class Launcher:
         self.binds: dict[tuple[str, str], int] = {}
         self.log = -1
         self.board = -1
+        self.broker: Embedded | None = None
+        self.warnings: list[str] = []
         self.channel: Channel
 
     @property
@@ -91,6 +94,13 @@ class Launcher:
                 self.wait()
             except ChildProcessError:
                 pass  # reaped already, on the way here
+        self.end_broker()
+
+    def end_broker(self) -> None:
+        """End the broker that was started for this guest alone, if there is one."""
+        if self.broker is not None:
+            self.broker.end()
+            self.broker = None
 
     def release_parents(self) -> None:
         if self.parent_lock >= 0:

@@ -301,10 +301,12 @@ def former(before: str, written: str) -> str:
     return first[-1] if len(lines) > 1 and len(first) == 2 else lines[0]
 
 
-def remark(container: Container, hierarchies: tuple[Hierarchy, ...], limits: dict[str, object]) -> None:
+def remark(
+    container: Container, hierarchies: tuple[Hierarchy, ...], limits: dict[str, object], root: str = ROOT
+) -> None:
     """Put *limits* into the marks on the limit group and the stamp on the guest root, so that both say the truth."""
     for hierarchy in hierarchies:
-        for group in (container.cgroup, container.cgroup + ROOT):
+        for group in (container.cgroup, container.cgroup + root):
             for attribute in MARKS:
                 path = hierarchy.path(group)
                 try:

@@ -100,21 +100,26 @@ def _anew(update: Update, top: str, lines: list[tuple[str, str]], former: list[t
     update.undo.append(lambda: update.still(back))
 
 
+def own_program(group: str, attached: tuple[int, ...], known: int | None) -> int | None:
+    """Which of the programs *attached* to *group* holds the rules of its container: the *known* one, or the only one;
+    None where there is none. Raises HostError where it cannot be told."""
+    if known in attached:
+        return known
+    if len(attached) <= 1:
+        return attached[0] if attached else None
+    raise HostError(
+        "set", FIELD, f"group {group} has {len(attached)} device programs, and none is known to be the container's",
+        "give device rules at create",
+    )  # fmt: skip
+
+
 def _program(update: Update, group: str, rules: tuple[DeviceRule, ...]) -> None:
     from nestrt.kernel import bpf
 
     document = update.container.document
     attached = bpf.query(group)
     known = document.get(PROGRAM)
-    if known in attached:
-        old = known
-    elif len(attached) <= 1:
-        old = attached[0] if attached else None
-    else:
-        raise HostError(
-            "set", FIELD, f"group {group} has {len(attached)} device programs, and none is known to be the container's",
-            "give device rules at create",
-        )  # fmt: skip
+    old = own_program(group, attached, known)
     new = bpf.load_device_program(plan.program(rules))
     update.held.append(new)
     if old is None:
@@ -123,13 +128,13 @@ def _program(update: Update, group: str, rules: tuple[DeviceRule, ...]) -> None:
     else:
         held = bpf.program_by_id(old)
         update.held.append(held)
-        _exchange(group, new, held)
-        update.undo.append(lambda: _exchange(group, held, new))
+        exchange(group, new, held)
+        update.undo.append(lambda: exchange(group, held, new))
     update.undo.append(lambda: document.update({PROGRAM: known or 0}))
     document[PROGRAM] = next((i for i in bpf.query(group) if i not in attached), 0)
 
 
-def _exchange(group: str, new: int, old: int) -> None:
+def exchange(group: str | int, new: int, old: int) -> None:
     """Put program *new* in the place of *old*. Raises OSError; then *old* alone is there."""
     from nestrt.kernel import bpf
 

@@ -207,6 +207,10 @@ class Making:
                 request = replace(request, policy=policy)
             # The host's own amounts bound nothing, as under runc: a limit beyond them is none.
             check(request.policy, request.policy.limits if facts.level.number else Limits(), facts.has)
+            if request.served:
+                from nestrt.cli._broker import with_socket
+
+                spec = with_socket(spec, request)
         elif held is not None:
             rules = with_defaults(spec.resources.devices, spec.devices, held)
         if cgroup and not facts.hierarchies:

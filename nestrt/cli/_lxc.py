@@ -322,6 +322,10 @@ def _adopt(said: Call, guest: Guest, found: records.Record) -> None:
     )
     Worker(request.name, said.pid).run(steps)
     mount_view(said.pid, request.guest_root, lxc.view(request, facts, guest.who))
+    if request.served:
+        from nestrt.cli._broker import put_socket
+
+        put_socket(request, said.pid)
     _verdict.check(found, said.pid, started=True)
 
 

@@ -142,6 +142,10 @@ def start_post(machine: str, policy: str) -> int:
         )
     assert isinstance(request, nspawn.Payload)
     Worker(request.name, pid).run(nspawn.settle(request, facts, who, id, created))
+    if request.served:
+        from nestrt.cli._broker import put_socket
+
+        put_socket(request, pid)
     _verdict(pid, guest)
     return 0
 

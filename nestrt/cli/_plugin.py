@@ -50,7 +50,7 @@ class Guest:
     """A container that a policy makes a guest: *document* and *spec* as they came, *host* the policy as the host
     has bound it, *usual* the policy of the host's command line; *bundle* with the document's limits brought down
     to the policy; *name* as ``nestrt ls`` shows it; *scope* the systemd unit whose group is the limit group; *held*
-    the devices of this level, if it has not all."""
+    the devices of this level, if it has not all; *socket* the broker's for it, once asked for."""
 
     name: str
     document: dict[str, Any]
@@ -61,6 +61,7 @@ class Guest:
     facts: Facts
     scope: Scope | None = None
     held: tuple[DeviceRule, ...] | None = None
+    socket: str = ""
 
 
 def guest_name(group: str) -> str:
@@ -188,6 +189,7 @@ def make(guest: Guest, key: str, values: dict[str, object], parked: bool = False
             from nestrt.cli import _scope
 
             own = _scope.vacate(found, guest)
+        guest = with_broker(guest)
         generation = os.urandom(8).hex()
         now = int(time.time())
         made = all(not os.path.isdir(h.path(bundle.cgroup)) for h in facts.hierarchies)
@@ -254,6 +256,16 @@ def sweep(guest: Guest, record: records.Record) -> None:
         from nestrt.act import plugin
 
         plugin.sweep(guest.facts.hierarchies, record.name)
+
+
+def with_broker(guest: Guest) -> Guest:
+    """*guest* with the broker's socket, where its policy says so. Raises NestrtError."""
+    request = guest.bundle.request
+    if request is None or not request.served:
+        return guest
+    from nestrt.cli._broker import socket_for
+
+    return replace(guest, socket=socket_for(request))
 
 
 def undo(record: records.Record, guest: Guest) -> None:
@@ -330,6 +342,7 @@ def terms(guest: Guest, files: dict[str, tuple[str, ...]], record: str) -> Terms
         program(guest.usual),
         record,
         os.uname().machine,
+        socket=guest.socket,
         limits=guest.host.limits,
         sources=_sources(guest),
     )

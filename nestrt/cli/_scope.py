@@ -116,6 +116,7 @@ def promise(guest: Guest, key: str, values: dict[str, object]) -> tuple[str, rec
     Nothing else is made. Raises HostError, InputError.
     """
     require_v2(guest.facts.hierarchies, guest.name)
+    guest = _plugin.with_broker(guest)
     found = records.open_record(records.key(key), make=True)
     assert found is not None
     try:

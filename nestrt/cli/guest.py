@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from nestrt.errors import NestrtError
-from nestrt.guest import client
+from nestrt.guest import client, remote
 
 
 def main(argv: list[str]) -> int:
@@ -24,8 +24,8 @@ def main(argv: list[str]) -> int:
     elif first.startswith("--of="):
         name, rest = first[len("--of=") :], argv[1:]
     else:
-        return client.main(argv)
-    return client.main(rest, lambda: host_view(name))
+        return remote.main(argv)
+    return remote.main(rest, lambda: host_view(name))
 
 
 def host_view(name: str) -> client.View:

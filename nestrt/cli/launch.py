@@ -13,7 +13,7 @@ from nestrt.act.pipes import open_standard
 from nestrt.act.remove import remove
 from nestrt.cli.options import parse, usage
 from nestrt.cli.request import HEAD, OPTIONS, TAIL, build
-from nestrt.errors import InputError, NestrtError
+from nestrt.errors import InputError, NestrtError, one_line
 from nestrt.level.check import check
 from nestrt.plan.facts import Facts
 from nestrt.plan.launch import own_numbers, plan_launch
@@ -96,14 +96,19 @@ def _start(request: Request, signals: set[int]) -> tuple[Launcher, Facts]:
 def _launch(request: Request) -> int:
     if request.terminal and request.detach:
         raise InputError("use", "-t with -d", "no process stays to relay the terminal", "leave one of them out")
+    if request.embedded_broker and request.detach:
+        raise InputError("use", "--broker=embedded with -d", "no process stays to be it", "start nestrt broker")
     open_standard()
     os.umask(0o022)  # groups and mount points are the guest's to read, whatever the caller's is
     signals = relay.hold()
     launcher, facts = _start(request, signals)
+    for warning in launcher.warnings:
+        sys.stderr.write(one_line(f"nestrt: {warning}") + "\n")
     if request.detach:
         print(request.name)
         return 0
     status = relay.foreground(launcher.pid, launcher.pidfd, launcher.master)
+    launcher.end_broker()
     if request.remove and launcher.owns_name():
         remove(request.name, facts.hierarchies, _network(request)[1])  # type: ignore[arg-type]
     return status

@@ -10,7 +10,7 @@ from nestrt.errors import InputError, NotFound
 from nestrt.level.capabilities import parse_capabilities
 from nestrt.level.devices import DEFAULT_RULES, DeviceRule, parse_rule
 from nestrt.level.limits import Limits, over, parse_ios
-from nestrt.level.policy import Policy
+from nestrt.level.policy import BROKERS, Policy
 from nestrt.level.units import (
     parse_count,
     parse_cpus,
@@ -21,6 +21,7 @@ from nestrt.level.units import (
     parse_weight,
 )
 from nestrt.plan.request import MountRequest, Request
+from nestrt.probe.nodes import device_node
 from nestrt.record import replace
 
 HEAD = (
@@ -52,6 +53,7 @@ OPTIONS = (
     Option("read-only", "", "make the root filesystem read-only"),
     Option("overlay", "", "throw away what is written to the root filesystem"),
     Option("net", "MODE", "none (loopback only, default), host, or veth (bridge with NAT)"),
+    Option("broker", "MODE", "none, wanted, required, or embedded: one for this guest alone (default: the policy's)"),
     Option("userns", "MODE", "auto (private ids, default), none, or INSIDE:OUTSIDE:COUNT[,…]"),
     Option("capabilities", "LIST", "all, default, or CAP_…,CAP_…"),
     Option("terminal", "", "give the guest a terminal", "t"),
@@ -83,19 +85,6 @@ def _node(path: str, what: str, kinds: str) -> tuple[str, int, int]:
     return kind, os.major(found.st_rdev), os.minor(found.st_rdev)
 
 
-def _device_name(rule: DeviceRule) -> str:
-    """The node of a rule's one device in /dev, as the kernel names it in sysfs; "" if there is none."""
-    if rule.major is None or rule.minor is None or rule.type == "a":
-        return ""
-    kind = "block" if rule.type == "b" else "char"
-    try:
-        with open(f"/sys/dev/{kind}/{rule.major}:{rule.minor}/uevent", encoding="utf-8", errors="replace") as file:
-            names = [line.strip()[8:] for line in file if line.startswith("DEVNAME=")]
-    except OSError:
-        return ""
-    return f"/dev/{names[0]}" if names and os.path.exists(f"/dev/{names[0]}") else ""
-
-
 def _devices(texts: list[str]) -> tuple[tuple[DeviceRule, ...], tuple[tuple[str, str], ...]]:
     """Rules and nodes of ``--device``."""
     rules: list[DeviceRule] = []
@@ -108,7 +97,7 @@ def _devices(texts: list[str]) -> tuple[tuple[DeviceRule, ...], tuple[tuple[str,
             nodes.append((path, path if path.startswith("/dev/") else f"/dev/{os.path.basename(path)}"))
         else:
             rules.append(parse_rule(text))
-            if name := _device_name(rules[-1]):
+            if name := device_node(rules[-1]):
                 nodes.append((name, name))
     return tuple(rules), tuple(nodes)
 
@@ -218,6 +207,11 @@ def build(single: dict[str, str], repeated: dict[str, list[str]], words: list[st
         policy = replace(
             policy, capabilities=parse_capabilities(text if text in ("all", "default") else text.split(","))
         )
+    embedded = single.get("broker") == "embedded"
+    if "broker" in single and not embedded:
+        if single["broker"] not in BROKERS:
+            raise InputError("use", f"--broker {single['broker']}", "unknown", f"use {', '.join(BROKERS)} or embedded")
+        policy = replace(policy, broker=single["broker"])
     net = single.get("net", "none")
     if net not in ("none", "host", "veth"):
         raise InputError("use", f"--net {net}", "unknown", "use none, host or veth")
@@ -240,4 +234,5 @@ def build(single: dict[str, str], repeated: dict[str, list[str]], words: list[st
         detach="detach" in single,
         remove="rm" in single,
         log=os.path.abspath(single.get("log", "/dev/null")),
+        embedded_broker=embedded,
     )

@@ -1,7 +1,8 @@
 """``nestrt guest status|mount|create|set|get|move|ls|rm``: guest root's own hand on its control groups.
 
 Does what mkdir and echo in the guest's view can do, with checks before the write. This file stands alone: standard
-library only, Python 3.9 and later, so that a guest may also keep a copy and run ``python3 client.py status``.
+library only, Python 3.9 and later, so that a guest may also keep a copy and run ``python3 client.py status``. What
+needs the broker is in remote.py, which adds to this one.
 
 Keys are the v2 names of cgroups(7) and Documentation/admin-guide/cgroup-v2.rst on every kind of host; KEYS says which
 v1 files stand for them. Groups are named from the guest root, "/"; CPUs count from 0 where the guest is stamped so.
@@ -19,6 +20,7 @@ import re
 import signal
 import sys
 import time
+from functools import cached_property
 from typing import Any, Callable, Iterable, NamedTuple, NoReturn, Sequence
 
 MAX = float("inf")
@@ -41,18 +43,19 @@ HINTS = {
 
 class GuestError(Exception):
     """One line for the user. *status* is the exit status: 1 the kernel refused, 2 bad input, 3 no such group or
-    file, 4 exists or in use, 5 this guest cannot. *operation* reads "set memory.max of group /web"."""
+    file, 4 exists or in use, 5 this guest cannot. *operation* reads "set memory.max of group /web", *code* is the
+    kernel's errno, 0 where it was not asked."""
 
-    def __init__(self, status: int, operation: str, reason: str, remedy: str = "") -> None:
+    def __init__(self, status: int, operation: str, reason: str, remedy: str = "", code: int = 0) -> None:
         super().__init__(operation, reason)
-        self.status = status
+        self.status, self.operation, self.reason, self.remedy, self.code = status, operation, reason, remedy, code
         self.text = printable(f"nestrt: cannot {operation}: {reason}" + (f"; {remedy}" if remedy else ""))
 
 
 def refused(error: OSError, operation: str, remedy: str = "") -> GuestError:
     """The kernel's refusal as a GuestError."""
     code = error.errno or 0
-    return GuestError(STATUS.get(code, 1), operation, os.strerror(code), remedy or HINTS.get(code, ""))
+    return GuestError(STATUS.get(code, 1), operation, os.strerror(code), remedy or HINTS.get(code, ""), code)
 
 
 def printable(text: str) -> str:
@@ -238,8 +241,8 @@ def ancestors(group: str) -> list[str]:
 def read(path: str) -> str | None:
     """What the file holds, stripped; None where it is not there or not for us to read."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read().strip()
+        with open(path, "rb", 0) as file:  # as text it takes twice the time
+            return file.read().decode("utf-8", "surrogateescape").strip()
     except OSError:
         return None
 
@@ -251,6 +254,11 @@ def write(path: str, value: str) -> None:
         os.write(descriptor, os.fsencode(value + "\n"))
     finally:
         os.close(descriptor)
+
+
+def is_directory(path: str) -> bool:
+    """os.path.isdir() in half the time: a name with a slash behind it is a directory's or none (path_resolution(7))."""
+    return os.access(path + "/", os.F_OK)
 
 
 # The view: which hierarchies there are and where the guest root is in each.
@@ -309,8 +317,13 @@ def parse_mountinfo(text: str) -> list[Mount]:
 
 
 def membership(pid: str = "self") -> dict[str, str]:
-    """/proc/PID/cgroup (cgroups(7)): {"cpu,cpuacct": "/x", "name=systemd": "/x", "" (v2): "/x"}."""
-    lines = [line.split(":", 2) for line in (read(f"/proc/{pid}/cgroup") or "").splitlines()]
+    """/proc/PID/cgroup (cgroups(7)): {"cpu,cpuacct": "/x", "name=systemd": "/x", "" (v2): "/x"}; {}: it has ended."""
+    try:
+        # A group's name may have every line break in it but this one, and spaces at its end.
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            lines = [line.split(":", 2) for line in file.read().split("\n") if line]
+    except OSError:
+        return {}
     return {controllers: group for _, controllers, group in lines}
 
 
@@ -384,6 +397,7 @@ class View:
         self.hierarchies = hierarchies
         self.owner = owner
         self.command = command
+        self.known: Callable[[Iterable[int]], list[int]] = sorted  # process ids as the user has them
         self.stamp = stamp
         texts = {k: v for k, v in stamp.items() if isinstance(v, str) and len(v) < 256}
         self.name = texts.get("name", "")
@@ -394,17 +408,21 @@ class View:
             h for h in hierarchies
             if (os.stat(h.root).st_uid == owner[0] if owner else not h.read_only and os.access(h.root, os.W_OK))
         )  # fmt: skip
-        # Guest CPU i is the i-th of these, the host's numbers; empty: numbers as the host has them.
+        self.holders = {c: h for h in reversed(hierarchies) for c in h.controllers}
+
+    @cached_property
+    def cpus(self) -> list[int]:
+        """Guest CPU i is the i-th of these, the host's numbers; empty: numbers as the host has them."""
         renumbered = self.stamp.get("cpus") == "renumbered"
-        self.cpus: list[int] = sorted(self.effective("/", "cpuset.cpus") or ()) if renumbered else []
+        return sorted(self.effective("/", "cpuset.cpus") or ()) if renumbered else []
 
     def holder(self, controller: str) -> Hierarchy | None:
         """The hierarchy with a controller (v2's name)."""
-        return next((h for h in self.hierarchies if controller in h.controllers), None)
+        return self.holders.get(controller)
 
     def exists(self, group: str) -> bool:
         """Whether any hierarchy has the group."""
-        return any(os.path.isdir(h.dir(group)) for h in self.hierarchies)
+        return any(is_directory(h.dir(group)) for h in self.hierarchies)
 
     def children(self, group: str) -> list[str]:
         """The groups right below, whichever hierarchy has them, by name."""
@@ -484,15 +502,16 @@ class View:
 
     def to_host(self, numbers: frozenset[int], operation: str) -> frozenset[int]:
         """Guest CPU numbers as the host's."""
-        if self.cpus and max(numbers, default=0) >= len(self.cpus):
-            reason = f"no CPU {max(numbers)}: this guest has {show_list(range(len(self.cpus)))}"
+        cpus = self.cpus
+        if cpus and max(numbers, default=0) >= len(cpus):
+            reason = f"no CPU {max(numbers)}: this guest has {show_list(range(len(cpus)))}"
             raise GuestError(2, operation, reason, "its CPUs are numbered from 0")
-        return frozenset(self.cpus[n] for n in numbers) if self.cpus else numbers
+        return frozenset(cpus[n] for n in numbers) if cpus else numbers
 
     def show(self, name: str, value: Any) -> str:
         """A limit as the user writes it, CPUs in the guest's numbers."""
-        if name == "cpuset.cpus" and self.cpus:
-            value = [i for i, number in enumerate(self.cpus) if number in value]
+        if name == "cpuset.cpus" and (cpus := self.cpus):
+            value = [i for i, number in enumerate(cpus) if number in value]
         return KEYS[name].show(value)
 
     def limits(self, group: str) -> dict[str, dict[str, Any]]:
@@ -559,7 +578,7 @@ def parse_setting(view: View, group: str, pair: str) -> Setting:
             value = view.to_host(parse_list(text), operation)
             text = show_list(value)
     except ValueError as error:
-        raise GuestError(2, operation, *map(str, error.args[:2])) from None
+        raise GuestError(2, operation, str(error.args[0]), str(error.args[-1])) from None
     return Setting(name, value, text)
 
 
@@ -686,7 +705,7 @@ def enable(view: View, group: str, needed: set[str], undo: list[tuple[str, str |
             directory = hierarchy.dir(above)
             path = directory + "/cgroup.subtree_control"
             missing = set((read(directory + "/cgroup.controllers") or "").split()) - set((read(path) or "").split())
-            pids = (read(directory + "/cgroup.procs") or "").split()
+            pids = (read(directory + "/cgroup.procs") or "").split() if missing else []
             for controller in sorted(missing):
                 operation = f"give {controller} to group {group}"
                 try:
@@ -700,7 +719,8 @@ def enable(view: View, group: str, needed: set[str], undo: list[tuple[str, str |
                     if error.errno != errno.EBUSY:
                         raise refused(error, operation) from None
                     init = (above if above != "/" else "") + "/init"
-                    make, some = f"{view.command} create {init}", " ".join(pids[:8]) or "PID"
+                    some = " ".join(map(str, view.known(map(int, pids))[:8])) or "PID"
+                    make = f"{view.command} create {init}"
                     reason = f"group {above} itself holds processes ({some}), and such a group cannot divide"
                     remedy = f"move them first: {make}; {view.command} move {init} {some}"
                     raise GuestError(4, operation, reason, remedy) from None
@@ -737,10 +757,17 @@ def make(view: View, group: str, undo: list[tuple[str, str | None]]) -> None:
             raise refused(error, f"create group {group} in {hierarchy.root}") from None
 
 
+def has_file(view: View, group: str, name: str) -> bool:
+    """Whether the group has the file of a setting; v1's do not depend on the groups above."""
+    at = view.hierarchies if name not in KEYS else [h for h in [view.holder(KEYS[name].controller)] if h]
+    return any((h.version == 1 and name in KEYS) or os.path.exists(f"{h.dir(group)}/{name}") for h in at)
+
+
 def apply(view: View, group: str, settings: list[Setting], undo: list[tuple[str, str | None]]) -> None:
     """Write the settings; raises GuestError at the first that the kernel refuses."""
     needed = {KEYS[s.name].controller if s.name in KEYS else s.name.partition(".")[0] for s in settings}
-    enable(view, group, needed, undo)
+    if undo or not all(has_file(view, group, s.name) for s in settings):
+        enable(view, group, needed, undo)
     for name, path, text in writes(view, group, settings):
         old = read(path)
         if old == text:
@@ -781,8 +808,8 @@ def do_set(view: View, args: argparse.Namespace) -> None:
     change(view, existing(view, args.group, "set limits of"), args.settings)
 
 
-def change(view: View, group: str, pairs: list[str]) -> None:
-    """Check the settings, make what is missing of the group, write; take all back on failure."""
+def change(view: View, group: str, pairs: list[str], made: bool = False) -> None:
+    """Check the settings, make what is missing of the group (*made*: nothing is), write; take all back on failure."""
     settings = [parse_setting(view, group, pair) for pair in pairs]
     names = [s.name for s in settings if s.name != "io.max"]
     if len(set(names)) < len(names):
@@ -794,10 +821,11 @@ def change(view: View, group: str, pairs: list[str]) -> None:
         raise GuestError(5, f"change group {group}", reason, 'as guest root; with mount = "rw" in the policy')
     undo: list[tuple[str, str | None]] = []
     try:
-        for step in [*ancestors(group)[-2::-1], group] if group != "/" else ():
+        new = group != "/" and not made and not all(is_directory(h.dir(group)) for h in view.divided)
+        for step in [*ancestors(group)[-2::-1], group] if new else ():
             make(view, step, undo)
         apply(view, group, settings, undo)
-        for hierarchy in view.divided:
+        for hierarchy in view.divided if new else ():
             if view.owner and (hierarchy.dir(group), None) in undo:
                 own(view, hierarchy.dir(group))
     except BaseException:
@@ -805,23 +833,33 @@ def change(view: View, group: str, pairs: list[str]) -> None:
         raise
 
 
+def values_of(view: View, group: str, keys: Iterable[str], plain: bool = False) -> dict[str, Any]:
+    """Limits of a group, or any of its files, as text; *plain*: as JSON has them. Without *keys* all limits it has."""
+    shown: dict[str, Any] = {}
+    for name in [SHORT.get(k, k) for k in keys] or [k for k in KEYS if view.value(group, k) is not None]:
+        value = view.value(group, name) if name in KEYS else None
+        if value is not None:
+            shown[name] = view.plain(name, value) if plain else view.show(name, value)
+            continue
+        files = (read(f"{h.dir(group)}/{name}") for h in view.hierarchies if "/" not in name)
+        text = next((text for text in files if text is not None), None)
+        if text is None:
+            raise GuestError(3, f"read {name} of group {group}", "no such file", "keys are " + ", ".join(KEYS))
+        shown[name] = view.show("cpuset.cpus", parse_list(text)) if CPU_FILE.fullmatch(name) else text
+    return shown
+
+
 def do_get(view: View, args: argparse.Namespace) -> Any:
     """Limits of a group, or any of its files."""
     group = existing(view, args.group, "read")
-    shown: dict[str, Any] = {}
-    for name in [SHORT.get(k, k) for k in args.keys] or [k for k in KEYS if view.value(group, k) is not None]:
-        value = view.value(group, name) if name in KEYS else None
-        files = [read(f"{h.dir(group)}/{name}") for h in view.hierarchies if "/" not in name]
-        texts = [text for text in files if text is not None]
-        if value is None and not texts:
-            raise GuestError(3, f"read {name} of group {group}", "no such file", "keys are " + ", ".join(KEYS))
-        if value is not None:
-            shown[name] = view.plain(name, value) if args.format == "json" else view.show(name, value)
-        else:
-            shown[name] = view.show("cpuset.cpus", parse_list(texts[0])) if CPU_FILE.fullmatch(name) else texts[0]
+    shown = values_of(view, group, args.keys, args.format == "json")
     if args.format == "json":
         return shown
     return [f"{name} {value}" if "\n" not in value else f"{name}\n{value}" for name, value in shown.items()]
+
+
+LS_HEADER: tuple[str, ...] = ("group", "procs", "memory", "swap", "cpu", "weight", "cpus", "pids")
+LS_KEYS = ("memory.max", "memory.swap.max", "cpu.max", "cpu.weight", "cpuset.cpus", "pids.max")
 
 
 def do_ls(view: View, args: argparse.Namespace) -> Any:
@@ -830,20 +868,21 @@ def do_ls(view: View, args: argparse.Namespace) -> Any:
     groups = view.tree(top) if args.recursive else [top, *view.children(top)]
     if args.format == "json":
         return [{"group": g, "processes": len(view.processes(g)), "limits": view.limits(g)} for g in groups]
-    lines: list[tuple[str, ...]] = [("group", "procs", "memory", "swap", "cpu", "weight", "cpus", "pids")]
-    names = ("memory.max", "memory.swap.max", "cpu.max", "cpu.weight", "cpuset.cpus", "pids.max")
+    lines = [LS_HEADER]
     for group in groups:
-        cells = [limit_text(view, group, name) for name in names]
+        cells = [limit_text(view, group, name) for name in LS_KEYS]
         lines.append((printable(group), str(len(view.processes(group))), *cells))
     return table(lines)
 
 
 def limit_text(view: View, group: str, name: str) -> str:
     """ "12.3M/512M": use and limit; "-" where the group has no such limit."""
-    value, use = view.value(group, name), view.use(group, name)
-    if value is None:
-        return "-"
-    text = view.show(name, value)
+    value = view.value(group, name)
+    return "-" if value is None else used(name, view.show(name, value), view.use(group, name))
+
+
+def used(name: str, text: str, use: float | None) -> str:
+    """The limit *text* with what is in use of it."""
     if use is None or name == "cpu.max":
         return text
     return f"{about(use) if name.startswith('memory.') else use}/{text}"
@@ -881,12 +920,40 @@ def do_status(view: View, args: argparse.Namespace) -> Any:
         "cpu_numbers": "renumbered" if view.cpus else "host", "controllers": view.controllers, "may_divide": may,
         "max_groups": whole.get("max_groups"), "max_depth": whole.get("max_depth"), "limits": view.limits("/"),
     }  # fmt: skip
-    if args.format == "json":
-        return found
+    return found if args.format == "json" else status_lines(found, lambda name: limit_text(view, "/", name))
+
+
+def status_lines(found: dict[str, Any], limit: Callable[[str], str]) -> list[str]:
+    """The status for a person; *limit* gives the text of each limit."""
     shown = {k: v if not isinstance(v, list) else " ".join(v) or "nothing" for k, v in found.items() if k != "limits"}
     lines = [(k.replace("_", " "), "-" if v in (None, "") else printable(str(v))) for k, v in shown.items()]
-    limits = [("limit", "use/value"), *((name, limit_text(view, "/", name)) for name in found["limits"])]
-    return table(lines) + [""] + table(limits)
+    return table(lines) + [""] + table([("limit", "use/value"), *((name, limit(name)) for name in found["limits"])])
+
+
+def places(pid: int, hierarchies: Iterable[Hierarchy]) -> dict[Hierarchy, str | None]:
+    """The group of a process in each hierarchy, None where it is not in this guest; {} where there is no process."""
+    now = membership(str(pid)) if pid > 0 else {}
+    return {h: below(now.get(h.options, "/.."), h.base) for h in hierarchies} if now else {}
+
+
+def move(
+    pid: int, group: str, old: dict[Hierarchy, str], operation: str,
+    sure: Callable[[list[Hierarchy]], None] = lambda written: None,
+) -> None:  # fmt: skip
+    """Move a process from its *old* groups to *group*: in all of those hierarchies, or in none. *sure* is told after
+    each write which have been written, and raises where the number may have become another process's."""
+    undo: list[tuple[str, str | None]] = []
+    for done, hierarchy in enumerate(old):
+        try:
+            write(hierarchy.dir(group) + "/cgroup.procs", str(pid))
+        except OSError as error:
+            sure([*old][:done])
+            undone(undo)
+            sure([*old][:done])
+            busy = "it gives controllers to child groups, and only those hold processes then: move it to one"
+            raise refused(error, operation, busy if error.errno == errno.EBUSY else "") from None
+        undo.append((f"{hierarchy.dir(old[hierarchy])}/cgroup.procs", str(pid)))
+        sure([*old][: done + 1])
 
 
 def do_move(view: View, args: argparse.Namespace) -> None:
@@ -894,21 +961,12 @@ def do_move(view: View, args: argparse.Namespace) -> None:
     group = existing(view, args.group, "move processes to")
     for pid in args.pids:
         operation = f"move process {pid} to group {group}"
-        now = membership(str(pid))
-        if pid <= 0 or not now:
+        old = places(pid, view.hierarchies)
+        if not old:
             raise GuestError(3, operation, "no such process", "name processes by their ids")
-        old = {h: below(now.get(h.options, "/.."), h.base) for h in view.hierarchies}
         if None in old.values():
             raise GuestError(4, operation, "it is not in this guest", "only the guest's own processes can be moved")
-        undo: list[tuple[str, str | None]] = []
-        for hierarchy in view.divided:
-            try:
-                write(hierarchy.dir(group) + "/cgroup.procs", str(pid))
-                undo.append((f"{hierarchy.dir(old[hierarchy] or '/')}/cgroup.procs", str(pid)))
-            except OSError as error:
-                undone(undo)
-                busy = "it gives controllers to child groups, and only those hold processes then: move it to one"
-                raise refused(error, operation, busy if error.errno == errno.EBUSY else "") from None
+        move(pid, group, {h: old[h] or "/" for h in view.divided}, operation)
 
 
 def do_rm(view: View, args: argparse.Namespace) -> None:
@@ -924,7 +982,7 @@ def do_rm(view: View, args: argparse.Namespace) -> None:
     if os.getpid() in pids:
         raise GuestError(4, operation, "this command itself runs in it", f"{view.command} move GROUP {os.getppid()}")
     if pids and not args.kill:
-        some = " ".join(map(str, pids[:8])) + (" …" if len(pids) > 8 else "")
+        some = " ".join(map(str, view.known(pids)[:8])) + (" …" if len(pids) > 8 else "")
         raise GuestError(4, operation, f"processes are in it ({some})", "move them, or end them with --kill")
     deadline = time.monotonic() + 10
     if args.kill:
@@ -1028,8 +1086,8 @@ class Parser(argparse.ArgumentParser):
         raise GuestError(2, "read the command line", message, f"see {self.prog} --help")
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The command line."""
+def make_parser() -> tuple[Parser, Any]:
+    """The command line: the parser, and the commands' own (argparse's, to which others may be added)."""
     parser = Parser(prog="nestrt guest", description="What guest root can do with its own control groups.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, about in (
@@ -1059,23 +1117,26 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
             command.add_argument("keys", nargs="*", metavar="KEY")
         if name == "move":
             command.add_argument("pids", nargs="+", type=int, metavar="PID")
-    return parser.parse_args(argv)
+    return parser, commands
 
 
 COMMANDS = {"status": do_status, "get": do_get, "ls": do_ls, "create": do_create, "set": do_set, "move": do_move,
             "rm": do_rm}  # fmt: skip
 
 
-def main(argv: list[str], find: Callable[[], View] = local_view) -> int:
-    """Run one command on the view that *find* gives; returns the exit status."""
+def perform(args: argparse.Namespace, find: Callable[[], View]) -> Any:
+    """One command on the view that *find* gives: what is to be shown."""
+    if args.command != "mount":
+        return COMMANDS[args.command](find(), args)
+    if find is not local_view:
+        raise GuestError(5, "mount from the host", "a mount belongs into the guest", "run it in the guest")
+    return do_mount(args)
+
+
+def run(argv: list[str], action: Callable[[list[str]], tuple[argparse.Namespace, Any]]) -> int:
+    """Print what *action* makes of the command line, or its error; returns the exit status."""
     try:
-        args = parse_arguments(argv)
-        if args.command == "mount" and find is not local_view:
-            raise GuestError(5, "mount from the host", "a mount belongs into the guest", "run it in the guest")
-        if args.command == "mount":
-            do_mount(args)
-            return 0
-        shown = COMMANDS[args.command](find(), args)
+        args, shown = action(argv)
         if shown is not None:
             text = json.dumps(shown, indent=2) if args.format == "json" else "\n".join(shown)
             print(text, flush=True)
@@ -1094,6 +1155,16 @@ def main(argv: list[str], find: Callable[[], View] = local_view) -> int:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         print(printable(f"nestrt: cannot {argv[0]} as asked: {reason}; see nestrt guest status"), file=sys.stderr)
         return 1
+
+
+def main(argv: list[str], find: Callable[[], View] = local_view) -> int:
+    """Run one command on the view that *find* gives; returns the exit status."""
+
+    def action(argv: list[str]) -> tuple[argparse.Namespace, Any]:
+        args = make_parser()[0].parse_args(argv)
+        return args, perform(args, find)
+
+    return run(argv, action)
 
 
 if __name__ == "__main__":

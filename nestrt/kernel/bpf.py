@@ -126,6 +126,12 @@ def program_by_id(identity: int) -> int:
     return _bpf(BPF_PROG_GET_FD_BY_ID, _ById(prog_id=identity), f"device program {identity}")
 
 
+def program_id(program: int) -> int:
+    """Return the kernel's id of a loaded *program*: proc_pid_fdinfo(5). Raises OSError."""
+    with open(f"/proc/self/fdinfo/{program}", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("prog_id:"))
+
+
 def attach(group: str | int, program: int) -> None:
     """Attach the *program* to *group*, beside those that it may have.
 

@@ -1,21 +1,14 @@
-"""pyroute2: finding it where the interpreter was started without site-packages, and saying what it refused.
-
-The commands start as ``python3 -IS`` (fast, and nothing of the user's
-environment reaches them), which hides every installed package; this room is
-the only one that needs one.
-"""
+"""pyroute2: where it is (packages.py), and saying what it refused."""
 
 from __future__ import annotations
 
 import errno
-import glob
-import importlib
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nestrt.errors import HostError, KernelError
+from nestrt.packages import find_package
 
 OTHER_MODES = "use --net none or --net host"
 
@@ -31,42 +24,9 @@ _LACKING = {
 }
 
 
-def find_pyroute2() -> None:
-    """Make ``import pyroute2`` work, looking where Debian, pip and the checkout's .venv put it.
-
-    Directories are added at the end of ``sys.path``: none can shadow the
-    standard library or nestrt. Raises HostError if it is nowhere.
-    """
-    for directory in ("", *_package_directories()):
-        if directory and not os.path.isdir(os.path.join(directory, "pyroute2")):
-            continue
-        if directory and directory not in sys.path:
-            sys.path.append(directory)
-            importlib.invalidate_caches()
-        try:
-            importlib.import_module("pyroute2")
-        except ImportError:
-            continue
-        return
-    raise HostError(
-        "load",
-        "pyroute2",
-        f"it is not installed for {sys.executable or 'this Python'}",
-        f"install it (apt install python3-pyroute2, or pip install pyroute2), or {OTHER_MODES}",
-    )
-
-
-def _package_directories() -> Iterator[str]:
-    """Where pyroute2 may be, best first. It is pure Python: another minor version's directory serves."""
-    checkout = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    minor = f"python3.{sys.version_info.minor}"
-    libraries = os.path.join(checkout, ".venv", "lib")
-    yield os.path.join(libraries, minor, "site-packages")
-    yield from sorted(glob.glob(os.path.join(glob.escape(libraries), "python3.*", "site-packages")))
-    for prefix in (sys.prefix, "/usr/local", "/usr"):
-        yield os.path.join(prefix, "lib", minor, "site-packages")
-        yield os.path.join(prefix, "lib", minor, "dist-packages")
-    yield "/usr/lib/python3/dist-packages"
+def find_pyroute2(remedy: str = OTHER_MODES) -> None:
+    """Make ``import pyroute2`` work. Raises HostError if it is nowhere."""
+    find_package("pyroute2", "python3-pyroute2", remedy)
 
 
 @contextmanager

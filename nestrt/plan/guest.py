@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nestrt.controllers.table import canonical, limit_files
 from nestrt.level import capabilities
+from nestrt.plan.broker import GUEST_SOCKET, socket_path
 from nestrt.plan.facts import Facts, Hierarchy
 from nestrt.plan.groups import delegated, divisible
 from nestrt.plan.guest_steps import (
@@ -93,6 +94,10 @@ def _filesystems(request: Request, identity: Identity) -> list[Step]:
             steps.append(MountNew("tmpfs", mount.target, NOSUID | NODEV | read_only, mount.options))
         else:
             steps.append(Bind(mount.source, mount.target, read_only, recursive=True))
+    if request.served:
+        source = socket_path(request.name, request.limit_group)
+        optional = request.policy.broker != "required" and not request.embedded_broker
+        steps.append(Bind(source, GUEST_SOCKET, NOSUID | NOEXEC, optional=optional))
     if request.net != "none":
         steps.append(Bind("/etc/resolv.conf", "/etc/resolv.conf", RDONLY, optional=True))
     return steps

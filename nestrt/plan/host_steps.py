@@ -145,6 +145,21 @@ class Delegate(Step):
 
 
 @record
+class AskBroker(Step):
+    """Have the level's broker listen for the guest: *needed*, or else only if there is one. *embedded*: start one
+    for this guest alone, which ends with the launcher."""
+
+    name: str
+    group: str
+    needed: bool
+    embedded: bool = False
+
+    def describe(self) -> str:
+        who = "start a broker of its own to" if self.embedded else "have the broker"
+        return f"{who} listen for {self.name}{'' if self.needed or self.embedded else ', if there is one'}"
+
+
+@record
 class OpenRoot(Step):
     """Take a detached copy of the mount of the root filesystem at *path*."""
 

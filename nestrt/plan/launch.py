@@ -33,6 +33,7 @@ from nestrt.plan.groups import flat_io, group_steps, late_steps, mark
 from nestrt.plan.guest import capability_names, guest_steps
 from nestrt.plan.guest_steps import Bind
 from nestrt.plan.host_steps import (
+    AskBroker,
     Attach,
     AwaitProgram,
     Clone,
@@ -133,6 +134,9 @@ def plan_launch(request: Request, facts: Facts, generation: str, created: int) -
     if identity.private and request.policy.user_namespace == "auto":
         _, start, count = identity.uids[0]
         host.append(ReserveIds(f"{STATE_DIR}/ids/{start}-{count}", request.name))
+    if request.served:
+        needed = request.policy.broker == "required"
+        host.append(AskBroker(request.name, request.limit_group, needed, request.embedded_broker))
     host.append(OpenRoot(request.rootfs, recursive=request.rootfs != "/" and not request.overlay))
     guest = guest_steps(request, facts, identity)
     host += [

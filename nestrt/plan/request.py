@@ -36,7 +36,8 @@ class Request:
     """A guest to launch. *policy* has the limits, flags and file merged; *nodes* pairs device nodes
     of the launching level with their places in the guest; *log* takes a detached guest's output.
     *cgroup* is the limit group where somebody else, an engine, says which one it is; *origin* are more
-    (key, value) for its mark, of a guest that another runtime starts."""
+    (key, value) for its mark, of a guest that another runtime starts. *embedded_broker*: the launcher
+    brings a broker."""
 
     name: str
     rootfs: str
@@ -57,6 +58,12 @@ class Request:
     log: str = "/dev/null"
     cgroup: str = ""
     origin: tuple[tuple[str, object], ...] = ()
+    embedded_broker: bool = False
+
+    @property
+    def served(self) -> bool:
+        """Whether a broker is to serve the guest."""
+        return self.policy.virtualize and (self.embedded_broker or self.policy.broker != "none")
 
     @property
     def limit_group(self) -> str:

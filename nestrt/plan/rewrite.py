@@ -23,6 +23,7 @@ from nestrt import jsontext
 from nestrt.errors import InputError
 from nestrt.level.limits import Limits
 from nestrt.oci.model import Spec
+from nestrt.plan.broker import GUEST_SOCKET
 from nestrt.plan.handles import opens_handles, without_handles
 from nestrt.plan.request import GUEST_ROOT
 from nestrt.plan.rewrite_view import View, view_mounts
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 # Not "nestrt.…": those are a bundle's own words, and unknown ones are refused.
 NOTE, RECORD = "io.nestrt.limit-group", "io.nestrt.record"
-GUEST_SOCKET = "/run/nestrt/guest.sock"
 HOOKS = ("createRuntime", "poststop")
 # A hook without an environment is given the runtime's own (Go, os/exec), which may be an image's (CVE-2025-23266).
 HOOK_ENV = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin",)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from support.broker import running
 from support.guests import script
 from support.hostside import group_file, groups, hierarchies, mark, read
 from support.plugin import COMMAND, memberships
@@ -366,3 +367,20 @@ def test_killed_engine(podman: HookedPodman) -> None:
     podman("rm", "-f", "-t", "0", "victim")
     wait_for(lambda: podman.gc().rc == 0 and not podman.records(), "gc to take what nobody came for", 20)
     assert not groups(record["group"])
+
+
+def test_a_broker(podman: HookedPodman) -> None:
+    """The policy requires one: with a broker its socket is in the container, which divides by it; without, no start."""
+    words = (*POLICY, "--annotation", "nestrt.level.broker=required", "--memory", "64m")
+    refused = podman.run("--rm", *words, "--", "true")
+    assert refused.rc != 0
+    nothing_left(podman)
+    nest = podman.nest
+    with running(before=nest.words(), host_socket=str(nest.inside("/run/nestrt/host.sock"))) as broker:
+        name = podman.start(*words, *SLEEP)
+        assert podman("exec", name, "ls", "/run/nestrt").ok().out.split() == ["guest.sock"]
+        group = podman.group(name)
+        served = lambda: [guest["cgroup"] for guest in broker.call("Guests")["guests"]]  # noqa: E731
+        assert group in served()
+        podman("rm", "--force", "--time", "0", name).ok()
+        wait_for(lambda: group not in served(), "the broker to let go of it")

@@ -24,20 +24,26 @@ from nestrt.oci.document import VERSION_MAX, VERSION_MIN
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = (CHECKOUT / "README.md").read_text()
 MAN = CHECKOUT / "nestrt" / "man"
-PAGES = ("nestrt.1", "nestrt-hook.1", "nestrt-launch.1", "nestrt-oci.1", "nestrt-policy.5")
+PAGES = (
+    "nestrt.1", "nestrt-audit.1", "nestrt-broker.1", "nestrt-hook.1", "nestrt-launch.1", "nestrt-oci.1",
+    "nestrt-policy.5",
+)  # fmt: skip
+GUEST_COMMANDS = (
+    "status", "get", "ls", "create", "set", "move", "rm", "mount",
+    "devices", "attach", "freeze", "thaw", "kill", "ps", "events", "react", "rules",
+)  # fmt: skip
 # The command whose --help a section of a page is about, and the page.
 SECTIONS = {
     **{verb: ("nestrt-oci.1", f"nestrt {verb}") for verb in VERBS},
     "launch": ("nestrt-launch.1", "OPTIONS"),
+    "broker": ("nestrt-broker.1", "OPTIONS"),
+    "audit": ("nestrt-audit.1", "OPTIONS"),
     "--debug": ("nestrt-oci.1", "GLOBAL OPTIONS"),
     **{name: ("nestrt.1", f"nestrt {name}") for name in ("gc", "ls", "tree", "show", "check")},
     **{name: ("nestrt-hook.1", f"nestrt {name}") for name in ("hook", "wrap")},
     **{f"hooks {name}": ("nestrt-hook.1", f"nestrt hooks {name}") for name in ("install", "uninstall", "status")},
     **{f"policy {name}": ("nestrt.1", f"nestrt policy {name}") for name in ("check", "explain")},
-    **{
-        f"guest {name}": ("nestrt.1", f"nestrt guest {name}")
-        for name in ("status", "get", "ls", "create", "set", "move", "rm", "mount")
-    },
+    **{f"guest {name}": ("nestrt.1", f"nestrt guest {name}") for name in GUEST_COMMANDS},
 }
 # "The options of create, and:"
 INCLUDED = {"run": "create"}

@@ -1,0 +1,80 @@
+"""Ask the broker of the level above: for a level that may not do a thing itself, but may have it done.
+
+One call, one reply (wire.py), over the socket that this level was given when it was started. Waits: for a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket as sockets
+import time
+from typing import Any
+
+from nestrt.broker.refusal import Refusal
+from nestrt.broker.wire import LONGEST_REPLY
+from nestrt.kernel import caps
+from nestrt.plan.broker import GUEST_SOCKET
+
+PATIENCE = 30.0  # seconds, for the whole reply
+INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO in include/linux/proc_ns.h
+REMEDY = 'have this level started with a broker: broker = "wanted" in its policy'
+
+
+def needed() -> bool:
+    """Whether this process may write no device rules, programs and ``trusted.*`` attributes itself: all of it takes
+    CAP_SYS_ADMIN of the initial user namespace."""
+    if os.stat("/proc/self/ns/user").st_ino != INITIAL_USER_NAMESPACE:
+        return True
+    return caps.by_name("CAP_SYS_ADMIN") not in caps.current().effective
+
+
+def ask(method: str, parameters: dict[str, Any], socket: str | None = None) -> dict[str, Any]:
+    """The reply of the broker at *socket* (GUEST_SOCKET) to *method* ("io.nestrt.Guest.Devices").
+
+    Raises Refusal: the broker's own, NotPossible where there is none, Busy where it does not answer in PATIENCE.
+    """
+    operation = f"ask the broker of the level above for {method.rpartition('.')[2]}"
+    socket = GUEST_SOCKET if socket is None else socket
+    frame = json.dumps({"method": method, "parameters": parameters}).encode() + b"\0"
+    try:
+        reply = json.loads(_exchange(socket, frame))
+        values, error = reply.get("parameters") or {}, reply.get("error")
+        if not isinstance(values, dict) or not isinstance(error, str | None):
+            raise ValueError
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise Refusal("NotPossible", f"cannot {operation}: none listens on {socket}", REMEDY) from None
+    except TimeoutError:
+        raise Refusal("Busy", f"cannot {operation}: no answer in {PATIENCE:g} s", "try again") from None
+    except OSError as wrong:
+        reason = os.strerror(wrong.errno or 0)
+        raise Refusal("Refused", f"cannot {operation}: {reason}", f"look at {socket}", wrong.errno or 0) from None
+    except (ValueError, AttributeError):
+        raise Refusal("NotPossible", f"cannot {operation}: its answer is none", "look at its journal") from None
+    if error is None:
+        return values
+    own = error.startswith("io.nestrt.")
+    message, code = str(values.get("message") or error), values.get("errno")
+    raise Refusal(
+        error.rpartition(".")[2] if own else "NotPossible",
+        message if own else f"cannot {operation}: {message}",
+        str(values.get("remedy") or ""),
+        code if isinstance(code, int) else 0,
+    )
+
+
+def _exchange(socket: str, frame: bytes) -> bytes:
+    """Send *frame*, return the frame that comes back. Raises OSError; ValueError where none does."""
+    end = time.monotonic() + PATIENCE
+    found = bytearray()
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC) as one:
+        one.settimeout(PATIENCE)
+        one.connect(socket)
+        one.sendall(frame)
+        while not found.endswith(b"\0"):
+            one.settimeout(max(end - time.monotonic(), 0.001))
+            chunk = one.recv(65536)
+            if not chunk or len(found) > LONGEST_REPLY:
+                raise ValueError
+            found += chunk
+    return bytes(found[:-1])

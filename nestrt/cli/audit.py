@@ -1,0 +1,145 @@
+"""``nestrt audit``: what guests have asked the broker to change, done and refused."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from datetime import datetime
+from itertools import islice
+from typing import Any, Iterator
+
+from nestrt.broker.audit_read import DIRECTORY, Entry, Follower, Reader
+from nestrt.cli._view import write
+from nestrt.errors import InputError
+from nestrt.host.marks import escape
+
+HEADER = ("TIME", "GUEST", "USER", "PID", "METHOD", "GROUP", "KEY", "OLD", "NEW", "VERDICT")
+WIDEST = 40  # characters of a cell; JSON has the whole
+BLOCK = 500  # rows that are aligned at once
+PAUSE = 0.25  # seconds between two looks
+LAST = 10  # lines that --follow begins with
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+EPILOG = """
+TIME is 10m, 2h or 3d ago, or like 2026-11-30T12:00, 2026-11-30T12:00:00Z or 12:00; without a zone it is this
+machine's. USER and GROUP are as the guest counts, PID as this level does. A value that is longer than its
+column ends in "…"; json has it as it was written down.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Carry out ``nestrt audit ARGV``. Returns 0; raises InputError, NotFound, KernelError."""
+    parser = argparse.ArgumentParser(
+        prog="nestrt audit",
+        description="Show what guests have asked the broker to change: a line for each change, done or refused.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="one guest; left out: all")
+    parser.add_argument("--since", metavar="TIME", help="only what came then or later")
+    parser.add_argument("--until", metavar="TIME", help="only what came before")
+    parser.add_argument("-n", "--lines", type=int, metavar="N", help=f"the last N (with --follow: {LAST})")
+    parser.add_argument("-f", "--follow", action="store_true", help="and what is to come, until it is stopped")
+    parser.add_argument("--refused", action="store_true", help="only what was refused")
+    parser.add_argument("--group", metavar="GROUP", help="only this group of the guest and those below it")
+    parser.add_argument("--method", metavar="METHOD", help="only this method: Set, Devices, Attach …")
+    parser.add_argument("--directory", metavar="DIR", default=DIRECTORY, help=f"where it is (default: {DIRECTORY})")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="json: the lines as they are")
+    options = parser.parse_args(argv)
+    if options.lines is not None and options.lines < 0:
+        raise InputError("read", f"--lines {options.lines}", "no such number", "write 0 or more")
+    if options.follow and options.until:
+        raise InputError("read", "--until with --follow", "what is to come has no end", "leave one of them out")
+    now = time.time()
+    since, until = (moment(text, now) if text else None for text in (options.since, options.until))
+    reader = Reader(options.directory)
+
+    def keep(entry: Entry) -> bool:
+        return (
+            (not options.refused or entry.get("verdict") != "done")
+            and (not options.method or str(entry.get("method")).lower() == options.method.lower())
+            and (not options.group or within(str(entry.get("group")), options.group))
+        )
+
+    show = Table() if options.format == "text" else Plain()
+    if not options.follow:
+        return show.write(reader.read(options.name, since, until, options.lines, keep))
+    follower = Follower(reader, options.name, keep)
+    lines = LAST if options.lines is None and since is None else options.lines
+    show.write(reader.read(options.name, since, None, lines, keep, before=follower.begun))
+    while True:
+        show.write(iter(follower.poll()))
+        time.sleep(PAUSE)
+
+
+def moment(text: str, now: float) -> float:
+    """Seconds since the epoch, from "10m" (ago) or a time of ISO 8601. Raises InputError."""
+    ago = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
+    if ago:
+        return now - int(ago[1]) * SECONDS[ago[2]]
+    try:
+        if re.fullmatch(r"[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?", text):
+            text = f"{datetime.fromtimestamp(now):%Y-%m-%d}T{text.zfill(5) if len(text) < 6 else text.zfill(8)}"
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        remedy = "write 10m, 2h, 3d, 12:00 or 2026-11-30T12:00"
+        raise InputError("read", f"time {text[:80]}", "it is none", remedy) from None
+
+
+def within(group: str, top: str) -> bool:
+    """Whether *group* is *top* or below it, by components."""
+    top = "/" + top.strip("/")
+    return top in ("/", group) or group.startswith(top + "/")
+
+
+class Plain:
+    """JSON, a line for each entry; ASCII, so that nothing in it reaches a terminal as more than text."""
+
+    def write(self, entries: Iterator[Entry]) -> int:
+        while block := list(islice(entries, BLOCK)):
+            write(json.dumps(entry, separators=(",", ":")) for entry in block)
+        return 0
+
+
+class Table:
+    """Columns under each other, in blocks: they get wider where a later block needs it."""
+
+    def __init__(self) -> None:
+        self.widths = [0] * len(HEADER)
+        self.begun = False
+
+    def write(self, entries: Iterator[Entry]) -> int:
+        while block := list(islice(entries, BLOCK)):
+            rows = [row(entry) for entry in block]
+            if not self.begun:
+                rows.insert(0, HEADER)
+                self.begun = True
+            for column in range(len(HEADER) - 1):
+                self.widths[column] = max(self.widths[column], *(len(cells[column]) for cells in rows))
+            write("  ".join(map(str.ljust, cells, self.widths)).rstrip() for cells in rows)
+        return 0
+
+
+def row(entry: Entry) -> tuple[str, ...]:
+    """One entry under HEADER."""
+    peer = entry.get("peer")
+    peer = peer if isinstance(peer, dict) else {}
+    texts = (peer.get("user"), peer.get("pid"), *(entry.get(key) for key in ("method", "group", "key", "old", "new")))
+    verdict = str(entry.get("verdict"))
+    if verdict != "done":
+        verdict += f": {entry.get('message') or ''}"
+    if entry.get("repeated"):
+        verdict += f" ({entry['repeated']} times more)"
+    if entry.get("lost"):
+        verdict += f" ({entry['lost']} lines before it are lost)"
+    time_, guest = (cell(entry.get(key), 64) for key in ("time", "guest"))
+    return time_, guest, *map(cell, texts), escape(verdict)
+
+
+def cell(value: Any, most: int = WIDEST) -> str:
+    """A value as it may be shown, "-" for none."""
+    if value is None or value == "":
+        return "-"
+    text = escape(value if isinstance(value, str) else json.dumps(value))
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,67 @@
+"""``nestrt broker``: the daemon that does for guests what the kernel does not delegate."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from nestrt.cli.options import Option, parse, usage
+from nestrt.cli.version import VERSION
+from nestrt.errors import HostError, InputError
+from nestrt.packages import find_package
+from nestrt.record import replace
+
+HEAD = """usage: nestrt broker [OPTION …]
+
+Serve the guests of this level whose policy says broker = "wanted" or "required".
+"""
+OPTIONS = (
+    Option("requests", "N", "requests a second of one guest (default: 1000); more wait"),
+    Option("connections", "N", "connections of one guest (default: 64)"),
+    Option("message", "BYTES", "longest call (default: 65536)"),
+    Option("audit", "DIR", "where changes are written down (default: /var/log/nestrt/audit)"),
+    Option("embedded", "NAME", "serve this guest alone, until standard input ends; launch --broker=embedded does it"),
+    Option("cgroup", "GROUP", "the limit group of that guest"),
+    Option("help", "", "this text", "h"),
+)
+TAIL = """
+SIGTERM ends it in order. Started again, it finds all guests by their marks. systemd: sd_notify(3) and sockets by
+sd_listen_fds(3); units are in examples/broker.
+"""
+
+
+def _number(single: dict[str, str], name: str, usual: int, low: int, high: int) -> int:
+    text = single.get(name, str(usual))
+    if not text.isascii() or not text.isdigit() or not low <= int(text[:12]) <= high:
+        raise InputError("read", f"--{name} {text}", "no such number", f"write {low} to {high}")
+    return int(text)
+
+
+def main(argv: list[str]) -> int:
+    """Serve until SIGTERM or SIGINT, or until drained. Returns the exit status."""
+    single, _, words = parse(OPTIONS, argv, "broker")
+    if "help" in single:
+        sys.stdout.write(usage(HEAD, OPTIONS, TAIL))
+        return 0
+    if words:
+        raise InputError("read", f"argument {words[0]}", "broker takes none", "see nestrt broker --help")
+    if os.geteuid() != 0:
+        raise HostError("serve", "guests", "only root of a level has guests with a broker", "run it as root")
+    find_package("trio", "python3-trio")
+    from nestrt.broker.daemon import run
+    from nestrt.broker.quota import Options
+
+    usual = Options()
+    options = replace(
+        usual,
+        requests=_number(single, "requests", usual.requests, 1, 1_000_000),
+        connections=_number(single, "connections", usual.connections, 1, 10_000),
+        message_bytes=_number(single, "message", usual.message_bytes, 1024, 1 << 22),
+        version=VERSION,
+        audit=os.path.abspath(single.get("audit", usual.audit)),
+    )
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.umask(0o022)
+    return run(options, single.get("embedded", ""), single.get("cgroup", ""))
+
