@@ -23,6 +23,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -76,26 +77,33 @@ class Guard:
         """Whether there is something to put back, and no process that would."""
         return bool(self.held) and (self.process is None or self.process.poll() is not None)
 
-    def drop(self, key: str) -> None:
-        """No longer; the process ends with the last of them."""
+    def drop(self, key: str, put_back: bool = False) -> None:
+        """No longer; *put_back*: what was before, now. The process ends with the last of them."""
         with self._lock:
-            if not self._forget(key) or self.socket is None:
+            if key not in self.held:
                 return
-            try:
-                self.socket.send(f"- {key}".encode())
-            except OSError:  # it has ended, and is started again by the next ensure()
-                pass
+            if put_back:
+                _write(*self.held[key])
+            self._forget(key)
+            if self.socket is not None:
+                self.socket.settimeout(0)
+                try:
+                    self.socket.send(f"- {key}".encode())
+                except OSError:  # it has ended, and is started again by the next ensure(); or is stopped
+                    pass
+                self.socket.settimeout(PATIENCE)
             if not self.held:
                 self._leave()
 
     def close(self) -> None:
-        """Have everything put back, now, and wait for it."""
+        """Put everything back, now."""
         with self._lock:
             for key in list(self.held):
-                self._forget(key)
-            self._leave()
-            while self.done:
-                self.done.pop().wait()
+                self.drop(key, put_back=True)
+            deadline = time.monotonic() + 1
+            while self.done and time.monotonic() < deadline:
+                self.done = [process for process in self.done if process.poll() is None]
+                time.sleep(0.005)
 
     def _forget(self, key: str) -> bool:
         if key not in self.held:
@@ -147,10 +155,14 @@ def main(connection: str, broker: str) -> None:
         if not _receive(mine, held):
             break
     for descriptor, text in held.values():
-        try:
-            os.write(descriptor, text.encode())
-        except OSError:  # the group has gone
-            pass
+        _write(descriptor, text)
+
+
+def _write(descriptor: int, text: str) -> None:
+    try:
+        os.write(descriptor, text.encode())
+    except OSError:  # the group has gone
+        pass
 
 
 def _receive(mine: socket.socket, held: dict[str, tuple[int, str]]) -> bool:

@@ -76,7 +76,7 @@ class Armed:
             trigger = parse_threshold(self.reaction.threshold or "")
             kinds, triggers = {"pressure"}, (trigger,) if trigger else ()
         elif self.reaction.waits:
-            kinds, triggers = {sources.STARVING} if v1 else {"oom", "high", sources.RESIZED}, ()
+            kinds, triggers = {sources.RESIZED, *((sources.STARVING,) if v1 else ("oom", "high"))}, ()
         else:
             by_kernel = self.guest.now(lambda tree: acts.kills_groups(tree.view, self.group))
             kinds, triggers = {sources.OOM_GROUP if by_kernel else "oom"}, ()
@@ -301,7 +301,8 @@ class Reactor:
         if self.of(armed.guest).get((armed.group, armed.reaction.on)) is armed:
             self._pop(armed.guest, armed.group, armed.reaction.on)
         armed.end()
-        self.guard.drop(armed.hold.key)
+        # v1's may have been given another name only.
+        self.guard.drop(armed.hold.key, put_back=True)
 
     def forget_guest(self, guest: Served) -> None:
         """The guest has ended, or is not served any longer: nothing in it may wait for the broker."""
@@ -310,7 +311,7 @@ class Reactor:
             try:
                 guest.now(armed.hold.release)
             except (Refusal, OSError):  # its groups have gone
-                self.guard.drop(armed.hold.key)
+                self.guard.drop(armed.hold.key, put_back=True)
         self.locks.pop(guest.limit, None)
 
     async def confirm(self, armed: Armed) -> None:

@@ -3,8 +3,8 @@
 While it is being decided what happens to a group without memory, its tasks must wait, and the kernel's killer too:
 
 v1   memory.oom_control holds 1: a task that faults sleeps until memory is freed, the limit raised, or the file holds 0
-     again (cgroup-v1/memory.rst, section 10). The killer comes back when the broker has gone, however (guard.py), when
-     nothing is to be done, and when what should be done cannot be.
+     again (cgroup-v1/memory.rst, section 10); a system call that needs memory fails with ENOMEM. The killer comes back
+     when the broker has gone, however (guard.py), when nothing is to be done, and when what should be done cannot be.
 v2   memory.high stands a little below memory.max: what goes beyond it is slowed down, up to 2 s for each 256 KiB, while
      the broker decides, and while an answer is awaited it stands so low that it is that slow at once. It is no wait
      without end: many tasks that allocate at a time, or one that gets more than that at once, reach memory.max, and
@@ -115,7 +115,7 @@ class Hold:
         self.was = was
         self.guard = guard
         self.key = key
-        self.maximum: float | None = None  # v2: the memory.max that threshold is for
+        self.maximum: float | None = None  # the memory.max at set()
         self.threshold: int | None = None  # v2: the use in bytes at which something is to be done
         self.high: int | None = None  # v2: what memory.high holds because of this
         self.by_kernel = False  # v2 kills the group itself
@@ -129,17 +129,28 @@ class Hold:
         if not self.reaction.waits:
             if hierarchy.version == 2:
                 self._set_group(place)
-        elif hierarchy.version == 1:
+            return
+        self.maximum = tree.view.value(self.group, "memory.max")
+        if hierarchy.version == 2:
+            self._set_high(place)
+        elif self._is_done():
+            client.write(f"{place}/{CONTROL}", self.was.get(CONTROL, "0"))
+            self.guard.drop(self.key)
+        else:
             self._guard(f"{place}/{CONTROL}", self.was.get(CONTROL, "0"))
             client.write(f"{place}/{CONTROL}", "1")
-        else:
-            self._set_high(tree.view, place)
+
+    def _is_done(self) -> bool:
+        """Whether the group has all that it may be raised to, and nothing else is to be done: there is nothing to wait
+        for."""
+        reaction = self.reaction
+        most = client.parse_size(reaction.most or "max")
+        done = self.maximum is not None and self.maximum >= most
+        return done and reaction.action == "raise" and reaction.fallback in (None, "nothing")
 
     def is_stale(self, tree: Tree) -> bool:
-        """v2: whether memory.max is another one than at set()."""
-        hierarchy = tree.view.holder("memory")
-        v2 = self.reaction.waits and hierarchy is not None and hierarchy.version == 2
-        return v2 and tree.view.value(self.group, "memory.max") != self.maximum
+        """Whether memory.max is another one than at set()."""
+        return self.reaction.waits and tree.view.value(self.group, "memory.max") != self.maximum
 
     def release(self, tree: Tree) -> None:
         """Put back what was there, as far as nobody else has changed it since."""
@@ -171,6 +182,8 @@ class Hold:
                 self.high = None
             return
         killed = numbers(f"{place}/{CONTROL}").get("oom_kill", 0)
+        if not self._is_held(place):
+            return
         client.write(f"{place}/{CONTROL}", "0")
         try:
             # Those that wait are woken, and try once more: only then does it kill.
@@ -179,6 +192,10 @@ class Hold:
         finally:
             client.write(f"{place}/{CONTROL}", "1")
 
+    @staticmethod
+    def _is_held(place: str) -> bool:
+        return bool(numbers(f"{place}/{CONTROL}").get("oom_kill_disable"))
+
     def _set_group(self, place: str) -> None:
         try:
             client.write(f"{place}/{GROUP}", "1")
@@ -186,12 +203,12 @@ class Hold:
         except OSError:  # before Linux 4.19
             self.by_kernel = False
 
-    def _set_high(self, view: View, place: str) -> None:
-        self.maximum = view.value(self.group, "memory.max")
-        self.threshold = None if self.maximum is None else high_below(self.maximum, self.reaction.seconds)
+    def _set_high(self, place: str) -> None:
+        limited = self.maximum is not None and not self._is_done()
+        self.threshold = high_below(self.maximum or 0, self.reaction.seconds) if limited else None
         before = self.was.get(HIGH, "max")
         if self.threshold is None or client.parse_size(before) <= self.threshold:
-            # It has no limit, or its owner holds it lower than we would.
+            # It has no limit or all it can get, or its owner holds it lower than we would.
             if self.high is not None:
                 client.write(f"{place}/{HIGH}", before)
             self.high = None

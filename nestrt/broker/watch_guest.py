@@ -25,7 +25,7 @@ from nestrt.broker.refusal import Refusal
 from nestrt.broker.served import Served, Tree
 from nestrt.broker.watch_pressure import Triggers
 from nestrt.broker.watch_sources import ASKED, STARVING
-from nestrt.broker.watch_tree import CONTROL, Watched, children
+from nestrt.broker.watch_tree import CONTROL, MADE, Watched, children, walk
 from nestrt.guest import client
 from nestrt.kernel import inotify
 
@@ -160,7 +160,7 @@ class GuestWatch:
             self.dirty[hierarchy, file, group] = None
         elif mask & inotify.IN_ISDIR:
             child = f"{group if group != '/' else ''}/{os.fsdecode(name)}"
-            self.moves.append((hierarchy, child, bool(mask & inotify.IN_CREATE)))
+            self.moves.append((hierarchy, child, bool(mask & MADE)))
             if len(self.moves) > MOST_MOVES:
                 self.overflowed("groups were made and removed too fast to follow; looked over again soon")
         self.wake.set()
@@ -283,6 +283,8 @@ class GuestWatch:
             if new == old or not new[0]:
                 continue
             self.cpus[group] = new
+            if tree.view.cpus:
+                tree.view.cpus = sorted(new[1])
             renumbered = tree.view.stamp.get("cpus") == "renumbered"
             shown = [i for i, cpu in enumerate(sorted(new[1])) if cpu in new[0]] if renumbered else sorted(new[0])
             self.report("cpus", group, "cpuset.cpus", detail=f"{client.show_list(shown)} of {len(new[1])}")
@@ -359,12 +361,9 @@ class GuestWatch:
         for one in list(self.interests):
             wanted.update((one.group, *client.ancestors(one.group)[: None if "oom" in one.kinds else 1]))
         tops = {one.group for one in self.interests if one.below}
-        queue = deque(top for top in tops if not tops.intersection(client.ancestors(top)))
-        while queue:
-            tree = await self._breathe()
-            name = queue.popleft()
-            wanted.add(name)
-            queue.extend(tree.view.children(name))
+        tops = {top for top in tops if not tops.intersection(client.ancestors(top))}
+        if tops:
+            wanted.update(await self.guest.later(lambda tree: walk(tree, tops)))
         known = set(self.watched.groups)
         for name in sorted(wanted):
             self._ensure(await self._breathe(), name)

@@ -66,6 +66,7 @@ SOURCES = (
         "memory.oom_control", 1, "memory", (EVENTFD, ASKED),
         (("oom", "oom"), ("oom_kill", "oom_kill"), ("starving", STARVING)),
     ),
+    Source("memory.limit_in_bytes", 1, "memory", (TOLD,), (("", RESIZED),)),
     Source("memory.failcnt", 1, "memory", (ASKED,), (("", "limit"),)),
     Source("freezer.state", 1, "freezer", (ASKED,), (("frozen", ""),)),
     Source("cgroup.procs", 1, "", (ASKED,), (("populated", ""),), lacking=True),

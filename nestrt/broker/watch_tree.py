@@ -25,7 +25,9 @@ MOST_WATCHES = 8192  # inotify watches
 MOST_EVENTFDS = 256  # descriptors: a v1 memory group takes one
 
 DIRECTORY = ""  # the key of the group's directory itself, among its files
-DIRECTORY_MASK = inotify.IN_CREATE | inotify.IN_DELETE | inotify.IN_ONLYDIR
+# v1's groups can be renamed.
+MADE, GONE = inotify.IN_CREATE | inotify.IN_MOVED_TO, inotify.IN_DELETE | inotify.IN_MOVED_FROM
+DIRECTORY_MASK = MADE | GONE | inotify.IN_ONLYDIR
 CONTROL = "cgroup.subtree_control"  # what is written there gives child groups files, or takes them
 REMEDIES = {
     errno.ENOSPC: "more: sysctl fs.inotify.max_user_watches",
@@ -62,6 +64,16 @@ def children(hierarchy: client.Hierarchy, group: str) -> list[str]:
     except OSError:  # just removed
         return []
     return [f"{group if group != '/' else ''}/{name}" for name in sorted(names)]
+
+
+def walk(tree: Tree, tops: Iterable[str]) -> list[str]:
+    """The groups *tops* and all below, or some more than can be looked at: for a thread."""
+    found: list[str] = []
+    waiting = list(tops)
+    while waiting and len(found) <= MOST_GROUPS:
+        found.append(waiting.pop())
+        waiting += tree.view.children(found[-1])
+    return found
 
 
 class Group:

@@ -758,9 +758,12 @@ def make(view: View, group: str, undo: list[tuple[str, str | None]]) -> None:
 
 
 def has_file(view: View, group: str, name: str) -> bool:
-    """Whether the group has the file of a setting; v1's do not depend on the groups above."""
-    at = view.hierarchies if name not in KEYS else [h for h in [view.holder(KEYS[name].controller)] if h]
-    return any((h.version == 1 and name in KEYS) or os.path.exists(f"{h.dir(group)}/{name}") for h in at)
+    """Whether the group has the file of a setting, and so the controller; v1 needs nothing of the groups above."""
+    if name not in KEYS:  # every group has cgroup.subtree_control, whatever it may have in it
+        files = (f"{h.dir(group)}/{name}" for h in view.hierarchies)
+        return not name.startswith("cgroup.") and any(map(os.path.exists, files))
+    hierarchy = view.holder(KEYS[name].controller)
+    return hierarchy is not None and (hierarchy.version == 1 or os.path.exists(f"{hierarchy.dir(group)}/{name}"))
 
 
 def apply(view: View, group: str, settings: list[Setting], undo: list[tuple[str, str | None]]) -> None:

@@ -1,4 +1,4 @@
-"""examples/nested-podman, ci-runner and systemd-guest, run as a user runs them: every check of theirs holds here.
+"""examples/nested-podman, ci-runner, systemd-guest and broker, run as a user runs them: every check of theirs holds here.
 
 ::
 
@@ -44,7 +44,12 @@ def left(name: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("name", "checks", "programs"),
-    [("nested-podman", 12, PODMAN), ("systemd-guest", 9, (*PODMAN, "/lib/systemd/systemd")), ("ci-runner", 11, ())],
+    [
+        ("nested-podman", 12, PODMAN),
+        ("systemd-guest", 9, (*PODMAN, "/lib/systemd/systemd")),
+        ("ci-runner", 11, ()),
+        ("broker", 10, ()),
+    ],
 )
 def test_run(name: str, checks: int, programs: tuple[str, ...]) -> None:
     missing = [program for program in programs if not shutil.which(program, path=PATH)]

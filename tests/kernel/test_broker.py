@@ -326,7 +326,7 @@ def test_a_guest_has_a_broker_for_its_own_guests(start: Start, python: PythonRoo
     """
     host               its broker serves G
     └ G                runs a broker of its own, which serves G/inner
-      └ inner          divides its memory by asking that one
+      └ inner          divides its memory and devices by asking that one
     """
     guest = start("--mount", "type=tmpfs,target=/var,size=16M", "--mount", "type=tmpfs,target=/mnt,size=64M")
     guest.shell("mkdir -p /var/log")
@@ -342,19 +342,23 @@ def test_a_guest_has_a_broker_for_its_own_guests(start: Start, python: PythonRoo
         "    while not b.endswith(b'\\0'): b+=s.recv(65536)\n"
         "    return json.loads(b[:-1])\n"
         "print(json.dumps([ask('Info'), ask('Create',group='db',settings={'memory.max':'16M'}), ask('Get',group='db',"
-        "keys=['memory.max']), ask('Set',group='/',settings={'memory.max':'64M'}), ask('List')]))\n"
+        "keys=['memory.max']), ask('Set',group='/',settings={'memory.max':'64M'}), ask('List'), "
+        "ask('Devices',group='db',only=['c 1:3 rwm']), ask('Devices',group='db',allow=['b 8:0 rwm'])]))\n"
     )
     guest.python(f"open('/mnt/ask.py','w').write({code!r})")
     told = guest.shell(
         f"/mkroot /mnt/root; cp /mnt/ask.py /mnt/root/ask.py; {COMMAND} launch --name inner -m 32M --broker required "
         f"{mounts} -- /usr/bin/python3 -I /ask.py"
     )
-    info, made, got, locked, listed = json.loads(told.splitlines()[-1])
+    info, made, got, locked, listed, devices, more = json.loads(told.splitlines()[-1])
     assert (info["parameters"]["name"], info["parameters"]["level"]) == ("inner", 2)
     assert "error" not in made, made
     assert got["parameters"]["values"] == {"memory.max": "16M"}
     assert locked["error"].endswith("NotPossible")
     assert [g["name"] for g in listed["parameters"]["groups"]] == ["/", "/db", "/init"]
+    # No level but the host's can set device rules: G's broker asks it to, and it looks at them as at G's own.
+    assert devices == {"parameters": {"rules": ["c 1:3 rwm"], "own": True}}
+    assert more["error"].endswith("BadValue"), more
 
 
 def test_a_peer_that_is_not_in_the_guest(start: Start) -> None:

@@ -21,6 +21,7 @@ from support.byhand import remove_groups
 from support.hostside import cpus_online, group_file, has_v1, hierarchies, v2_hierarchy
 from support.need import SLOW, require
 from support.watching import (
+    HOG,
     PYTHON,
     Stream,
     ended,
@@ -93,6 +94,32 @@ def test_a_group_of_one_hierarchy_is_told_of() -> None:
                     place.rmdir()
                     await stream.wait("removed", f"/g{number}")
                 assert len(stream.events) == 2 * len(hierarchies())
+
+    run(main)
+
+
+# v1's groups can be renamed, which is one group less and another one more.
+@pytest.mark.v1
+def test_a_group_that_is_renamed_is_told_of() -> None:
+    async def main() -> None:
+        with guest_by_hand("rename", "64M") as guest:
+            top = group_file("memory", f"{guest.limit}/guest", "", "")
+            (top / "old").mkdir()
+            async with eye() as broker, subscribed(broker, guest, kinds=("created", "removed", "oom")) as stream:
+                (top / "old").rename(top / "new")
+                await stream.wait("created", "/new")
+                assert [(event["kind"], event["group"]) for event in stream.events] == [
+                    ("removed", "/old"),
+                    ("created", "/new"),
+                ]
+                (top / "new/memory.limit_in_bytes").write_text("16M")
+                with running(f"{guest.limit}/guest/init", *PYTHON, HOG, "40", go=False) as process:
+                    (top / "new/cgroup.procs").write_text(str(process.pid))
+                    assert process.stdin is not None
+                    process.stdin.write(b"\n")
+                    process.stdin.flush()
+                    assert await ended(process) == -9
+                await stream.wait("oom", "/new")
 
     run(main)
 
@@ -326,6 +353,7 @@ def test_nothing_is_held_when_nobody_listens() -> None:
                     await stream.wait("created", "/web")
                     assert watches() > before
                     assert descriptors() > files
+                await trio.sleep(0.1)
                 assert not broker.watcher.guests
                 assert watches() == before
                 # The one inotify descriptor stays.

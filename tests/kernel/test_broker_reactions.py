@@ -137,8 +137,12 @@ def test_raise_ends_at_most_and_leaves_the_rest_to_the_kernel() -> None:
                     assert await ended(process, 25) == -9
                 assert limit_of(web) == 24 * MIB
                 await stream.wait("oom_kill", "/web")
-                assert "it has 24M of at most 24M" in (await stream.wait("reaction", text="nothing"))["detail"]
-                assert any("not raised" in line[5] for line in broker.audit.lines)
+                # There is nothing left to wait for, until it is given less again.
+                assert not held(web)
+                group_file("memory", web, "memory.limit_in_bytes", "memory.max").write_text("16M")
+                with trio.fail_after(5 * SLOW):
+                    while not held(web):
+                        await trio.sleep(0.05)
 
     run(main)
 
@@ -154,6 +158,24 @@ def test_raise_never_gives_more_than_the_guest_has() -> None:
                     assert await ended(process, 25) == -9
                 assert 16 * MIB < limit_of(web) <= 32 * MIB
                 assert limit_of(f"{guest.limit}/guest") == 32 * MIB
+
+    run(main)
+
+
+# Given all that there is, and then frozen: the fallback.
+def test_what_cannot_be_raised_any_more_gets_the_fallback() -> None:
+    async def main() -> None:
+        with guest_by_hand("fall", "256M") as guest:
+            web = make(guest, "/web", "16M")
+            async with eye() as broker, subscribed(broker, guest, kinds=TELLS) as stream:
+                await react(broker, guest, action="raise", step="8M", most="24M", fallback="freeze")
+                with hog(web, 40) as process:
+                    event = await stream.wait("reaction", text="freeze: ", seconds=20)
+                    assert "it has 24M of at most 24M" in event["detail"]
+                    assert frozen(web)
+                    assert process.poll() is None
+                assert limit_of(web) == 24 * MIB
+                assert any("not raised" in line[5] for line in broker.audit.lines)
 
     run(main)
 
@@ -339,6 +361,25 @@ def test_a_group_that_is_made_again_has_no_reaction() -> None:
                 await react(broker, guest, action="freeze")
                 await trio.sleep(0.3 * SLOW)
                 assert await listed(broker, guest) == [{"group": "/web", "on": "oom", "action": "freeze"}]
+
+    run(main)
+
+
+# v1: under another name the group has no reaction, and the kernel's own killer.
+@pytest.mark.v1
+def test_a_group_that_is_renamed_is_let_go_of() -> None:
+    async def main() -> None:
+        with guest_by_hand("moved", "256M") as guest:
+            web = make(guest, "/web", "16M")
+            async with eye() as broker:
+                await react(broker, guest, action="freeze")
+                assert held(web)
+                place = group_file("memory", web, "", "")
+                place.rename(place.parent / "other")
+                with trio.fail_after(5):
+                    while await listed(broker, guest):
+                        await trio.sleep(0.02)
+                assert "oom_kill_disable 0" in (place.parent / "other/memory.oom_control").read_text()
 
     run(main)
 
