@@ -6,7 +6,8 @@
                                               make what is missing of the mount point, and mount there
 
 The helper sees nothing but the guest's own files, and goes nowhere by a symbolic link. It is in no pid namespace of
-the guest's, so that the guest cannot see or trace it, and it is killed where the guest's files do not answer.
+the guest's, so that the guest cannot see or trace it, and it is killed where the guest's files do not answer, and
+with this process.
 
 Sources: setns(2) (a pidfd: Linux 5.8), open_tree(2), move_mount(2), openat2(2).
 """
@@ -18,7 +19,7 @@ import os
 import sys
 
 from nestrt.errors import KernelError, StateError
-from nestrt.kernel import mount, namespaces, pidfd
+from nestrt.kernel import mount, namespaces, pidfd, prctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _put(pid: int, start: int, source: str, target: str, kind: str) -> None:
         if pidfd.start_time(pid) != start:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), str(pid))
         own = os.path.samestat(os.stat("/proc/self/ns/user"), os.stat(f"/proc/{pid}/ns/user"))
-        words = ["plain" if own else "userns", kind, target]
+        words = ["plain" if own else "userns", str(os.getpid()), kind, target]
         status = _helper(process, tree, root, words)
     except ProcessLookupError as error:
         raise StateError("put", f"{source} into a guest", "its first process has ended", "start it again") from error
@@ -124,7 +125,7 @@ def main(words: list[str]) -> None:
     """The helper: exits with an errno, or 0."""
     status = errno.EPROTO
     try:
-        mode, kind, target = words
+        mode, parent, kind, target = words
         os.umask(0o022)
         namespaces.setns(PIDFD, namespaces.CLONE_NEWNS | (namespaces.CLONE_NEWUSER if mode == "userns" else 0))
         if mode == "userns":
@@ -134,7 +135,10 @@ def main(words: list[str]) -> None:
                 pass  # the guest's namespace forbids it (user_namespaces(7)); nothing is decided by groups here
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
-        _mount(kind, target)
+        # Whoever has it mounted has to be there: the socket of one that has been killed is nobody's.
+        prctl.set_parent_death_signal(_signal.SIGKILL)
+        if os.getppid() == int(parent):
+            _mount(kind, target)
         status = 0
     except OSError as error:
         status = error.errno or errno.EPROTO

@@ -20,6 +20,7 @@ import trio
 
 from nestrt.broker.refusal import Refusal
 from nestrt.broker.served import Served
+from nestrt.broker.threads import ABANDON
 from nestrt.kernel import mount, pidfd
 
 LARGEST = 1 << 20  # bytes of a file
@@ -103,7 +104,7 @@ async def read_names(guest: Served) -> tuple[Names, Names]:
     with trio.move_on_after(PATIENCE):
         try:
             users, groups = await trio.to_thread.run_sync(
-                _read, mark.pid, mark.start, abandon_on_cancel=True, limiter=reader(guest)
+                _read, mark.pid, mark.start, limiter=reader(guest), **ABANDON
             )
             return users, groups
         except OSError as error:

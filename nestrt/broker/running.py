@@ -15,6 +15,7 @@ from nestrt.broker.peer import inside
 from nestrt.broker.refusal import Refusal
 from nestrt.broker.request import Method, Request
 from nestrt.broker.served import Tree
+from nestrt.broker.threads import ABANDON
 from nestrt.broker.victims import all_pids, look, namespace_of
 from nestrt.guest import client
 from nestrt.guest.client import GuestError, Hierarchy
@@ -76,7 +77,7 @@ async def processes(request: Request) -> dict[str, Any]:
     copies = [(pid, start, dict(entry)) for pid, start, entry in found]
     done = [entry for _, _, entry in found]
     with trio.move_on_after(PATIENCE):
-        await trio.to_thread.run_sync(_commands, copies, abandon_on_cancel=True, limiter=reader(request.guest))
+        await trio.to_thread.run_sync(_commands, copies, limiter=reader(request.guest), **ABANDON)
         done = [entry for _, _, entry in copies]
     return {"processes": done}
 

@@ -39,6 +39,7 @@ from nestrt.broker.rules import Classifier
 from nestrt.broker.rules import forget_guest as forget_rules
 from nestrt.broker.rules import restore as restore_rules
 from nestrt.broker.served import Served
+from nestrt.broker.threads import ABANDON
 from nestrt.broker.watch import Watcher
 from nestrt.errors import NestrtError, one_line
 from nestrt.guest.client import GuestError
@@ -143,14 +144,14 @@ class Broker:
         source = f"{guest.directory}/{SOCKET_NAME}"
         try:
             await trio.to_thread.run_sync(
-                inject.put_socket, mark.pid, mark.start, source, GUEST_SOCKET, limiter=self.injectors
+                inject.put_socket, mark.pid, mark.start, source, GUEST_SOCKET, limiter=self.injectors, **ABANDON
             )
         except NestrtError as error:
             say(f"guest {guest.name}: {error}")
 
     async def _find_guests(self) -> None:
         """Serve the guests that there are already: their policy says who wants to be."""
-        view = await trio.to_thread.run_sync(walk, self.hierarchies)
+        view = await trio.to_thread.run_sync(lambda: walk(self.hierarchies, inside=False))
         for found in view.guests:
             # A claim is the word of a user of this level, who may not have us enter what it likes.
             if found.claim or found.mark.broker not in ("wanted", "required") or found.path in self.guests:

@@ -165,8 +165,8 @@ def _look(directory: str | int) -> tuple[Mark | None, int, list[str]]:
     return mark, status.st_uid, children
 
 
-def scan(mountpoint: str, top: str = "") -> Iterator[_Seen]:
-    """Every directory at and below *top*, a parent before its children."""
+def scan(mountpoint: str, top: str = "", inside: bool = True) -> Iterator[_Seen]:
+    """Every directory at and below *top*, a parent before its children; without *inside* none below a marked one."""
     depth = top.count("/")
     may_read = os.geteuid() == 0
     queue = [(top, depth)]
@@ -183,7 +183,7 @@ def scan(mountpoint: str, top: str = "") -> Iterator[_Seen]:
             mark = _from_stamp(mountpoint + path + "/guest")
         deep = depth >= DEEPEST and bool(children)
         yield _Seen(path, mark, owner, not deep)
-        if not deep:
+        if not deep and (inside or mark is None):
             queue += [(f"{path}/{name}", depth + 1) for name in children]
 
 
@@ -223,7 +223,7 @@ def _weight(mark: Mark) -> tuple[bool, bool]:
     return mark.attribute == TRUSTED, mark.whole
 
 
-def _collect(hierarchies: tuple[Hierarchy, ...], everywhere: bool) -> dict[str, _Place]:
+def _collect(hierarchies: tuple[Hierarchy, ...], everywhere: bool, inside: bool = True) -> dict[str, _Place]:
     """All directories at and below the outermost marked ones, by path."""
     first = primary(hierarchies)
     places: dict[str, _Place] = {}
@@ -231,19 +231,19 @@ def _collect(hierarchies: tuple[Hierarchy, ...], everywhere: bool) -> dict[str, 
     for hierarchy in (first, *(h for h in hierarchies if h is not first)):
         if hierarchy is first or everywhere:
             top = ""
-            inside = False
-            for seen in scan(hierarchy.mountpoint):
+            within = False
+            for seen in scan(hierarchy.mountpoint, inside=inside):
                 # Parents come first and a subtree in one piece: one prefix says where we are.
-                inside = inside and seen.path.startswith(top)
-                if not inside and seen.path and (seen.mark or seen.path in places):
-                    inside, top = True, seen.path + "/"
+                within = within and seen.path.startswith(top)
+                if not within and seen.path and (seen.mark or seen.path in places):
+                    within, top = True, seen.path + "/"
                     if seen.path not in places:
                         tops.append(seen.path)
-                if inside:
+                if within:
                     _add(places, hierarchy.name, seen)
         else:
             for path in tops:
-                for seen in scan(hierarchy.mountpoint, path):
+                for seen in scan(hierarchy.mountpoint, path, inside):
                     _add(places, hierarchy.name, seen)
     return places
 
@@ -271,12 +271,13 @@ def _host_root() -> bool:
         return True
 
 
-def walk(hierarchies: tuple[Hierarchy, ...], everywhere: bool = False) -> View:
+def walk(hierarchies: tuple[Hierarchy, ...], everywhere: bool = False, inside: bool = True) -> View:
     """Every guest in sight, at every level.
 
     The primary hierarchy is walked whole, the others below the guests found there; with
     *everywhere* all are walked whole, which also finds guests of which only
-    a part is left. A group that cannot be read, or goes away, is no error.
+    a part is left; without *inside* the groups of guests are not looked at, which may be very many.
+    A group that cannot be read, or goes away, is no error.
     """
     if not hierarchies:
         return View(0, "host", (), [])
@@ -286,7 +287,7 @@ def walk(hierarchies: tuple[Hierarchy, ...], everywhere: bool = False) -> View:
     name = stamp.get("name")
     view = View(level, name if level and isinstance(name, str) else "host", hierarchies, [])
     host_root = _host_root()
-    places = _collect(hierarchies, everywhere)
+    places = _collect(hierarchies, everywhere, inside)
     around: list[Guest] = []
     for path in sorted(places, key=lambda path: path.split("/")):
         place = places[path]
