@@ -3,7 +3,7 @@
 ::
 
     kernel ── exec, uid, gid, session, name ──▶ run ── the guest it is in ──▶ one task per guest with rules
-                                                          └ waiting: 256 at most      └ 16 at a time, 500 a second
+                                                          └ waiting: 256 at most      └ 16 at a time, 250 a second
 
 Which processes: those in the guest's first group, where everything starts, and in groups that its rules name. What the
 guest has put elsewhere by its own hand stays there; libcgroup's daemon takes such a process away at its next exec.
@@ -49,7 +49,7 @@ T = TypeVar("T")
 TURN = 32  # events looked at before others have theirs: about a millisecond
 MOST_WAITING = 256  # processes of one guest
 BATCH = 16
-RATE, BURST = 500, 100  # processes looked at per second, of one guest
+RATE, BURST = 250, 100  # processes looked at per second, of one guest: an eighth of a CPU at most
 RESCAN = 1.0  # seconds between looks through a guest's groups
 
 

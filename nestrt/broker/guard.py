@@ -104,6 +104,10 @@ class Guard:
             while self.done and time.monotonic() < deadline:
                 self.done = [process for process in self.done if process.poll() is None]
                 time.sleep(0.005)
+            for process in self.done:  # stopped, or a slow machine: it has nothing left to do
+                process.kill()
+                process.wait()
+            self.done = []
 
     def _forget(self, key: str) -> bool:
         if key not in self.held:

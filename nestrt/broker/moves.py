@@ -13,6 +13,7 @@ is put back where its parent is, where it was a moment before, when it was born.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any, NoReturn
 
 from nestrt.broker.peer import Peer
@@ -24,6 +25,8 @@ from nestrt.guest import client
 from nestrt.guest.client import GuestError, Hierarchy
 from nestrt.kernel import cgroup, pidfd
 
+# Processes moved before others of the guest, who wait for the same lock, have their turn.
+TURN = 32
 # Seconds. v1 shows a process on its way out in "/" already, where it looks like a stranger's.
 EXITING = 0.05
 
@@ -136,12 +139,12 @@ def move(
     return {hierarchy.options: group for hierarchy, group in old.items()}
 
 
-def _attach(request: Request, tree: Tree) -> None:
+def _attach(request: Request, begin: int, tree: Tree) -> None:
     guest, peer, numbers = request.guest, request.peer, request["pids"]
     group = guest.group(tree, request["group"], "move processes to")
     guest.require(tree, peer, group, "move processes to")
     with namespace_of(peer, f"move processes to group {group}") as namespace:
-        for done, number in enumerate(numbers):
+        for done, number in enumerate(numbers[begin : begin + TURN], begin):
             operation = f"move process {number} to group {group}" if number else f"move the caller to group {group}"
             try:
                 pid, fd = find(tree, namespace, peer, number, operation)
@@ -165,8 +168,9 @@ def _so_far(refusal: Refusal, done: int, of: int) -> NoReturn:
 
 async def attach(request: Request) -> dict[str, Any]:
     """Move processes to a group, one by one: each in every hierarchy, or in none. The first that cannot be ends it."""
-    async with request.guest.changing:
-        await request.guest.later(lambda tree: _attach(request, tree))
+    for begin in range(0, max(len(request["pids"]), 1), TURN):
+        async with request.guest.changing:
+            await request.guest.later(partial(_attach, request, begin))
     return {}
 
 

@@ -155,7 +155,12 @@ class Hold:
     def release(self, tree: Tree) -> None:
         """Put back what was there, as far as nobody else has changed it since."""
         hierarchy = tree.view.holder("memory")
-        for file, text in self.was.items() if hierarchy else ():
+        files = dict(self.was)
+        if hierarchy is None or self.reaction.on != "oom":
+            files = {}
+        elif hierarchy.version == 1 and self.reaction.waits:
+            files.setdefault(CONTROL, "0")
+        for file, text in files.items():
             path = f"{hierarchy.dir(self.group)}/{file}" if hierarchy else ""
             if file == HIGH and client.read(path) != str(self.high):
                 continue

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -14,7 +15,7 @@ from nestrt.broker.moves import frozen
 from nestrt.broker.peer import inside
 from nestrt.broker.refusal import Refusal
 from nestrt.broker.request import Method, Request
-from nestrt.broker.served import Tree
+from nestrt.broker.served import Served, Tree
 from nestrt.broker.threads import ABANDON
 from nestrt.broker.victims import all_pids, look, namespace_of
 from nestrt.guest import client
@@ -26,6 +27,16 @@ MOST_TEXT = 1 << 20  # characters of all commands of one reply
 PATIENCE = 2.0  # seconds for reading commands, 10 s for processes to end (client.kill())
 KILL_PATIENCE = 10.0
 SIGNALS = range(1, 65)
+
+# Freezing and killing wait for processes, which can take their time: apart from what serves everybody, and the
+# guest's root (True) apart from its users.
+_waiting: WeakKeyDictionary[Served, dict[bool, trio.CapacityLimiter]] = WeakKeyDictionary()
+
+
+def _apart(request: Request) -> trio.CapacityLimiter:
+    both = {True: trio.CapacityLimiter(2), False: trio.CapacityLimiter(2)}
+    return _waiting.setdefault(request.guest, both)[request.peer.root]
+
 
 # Processes
 
@@ -121,8 +132,7 @@ def _freeze(request: Request, tree: Tree) -> None:
 
 async def freeze(request: Request) -> dict[str, Any]:
     """Stop what runs in a group and below; back when all have stopped."""
-    async with request.guest.changing:
-        await request.guest.later(lambda tree: _freeze(request, tree))
+    await request.guest.later(lambda tree: _freeze(request, tree), _apart(request))
     return {}
 
 
@@ -138,8 +148,7 @@ def _thaw(request: Request, tree: Tree) -> None:
 
 async def thaw(request: Request) -> dict[str, Any]:
     """Let what runs in a group go on."""
-    async with request.guest.changing:
-        await request.guest.later(lambda tree: _thaw(request, tree))
+    await request.guest.later(lambda tree: _thaw(request, tree))
     return {}
 
 
@@ -196,7 +205,7 @@ def _kill(request: Request, tree: Tree) -> int:
 
 async def kill(request: Request) -> dict[str, Any]:
     """A signal, SIGKILL where none is named, to all in a group and below, the caller too if it is there."""
-    return {"processes": await request.guest.later(lambda tree: _kill(request, tree))}
+    return {"processes": await request.guest.later(lambda tree: _kill(request, tree), _apart(request))}
 
 
 METHODS: dict[str, Method] = {"Processes": processes, "Freeze": freeze, "Thaw": thaw, "Kill": kill}

@@ -245,12 +245,12 @@ class Served:
         """*action* on the tree, at once: for what the kernel answers without waiting."""
         return action(self.open())
 
-    async def later(self, action: Callable[[Tree], T]) -> T:
-        """*action* on the tree in a thread: for what the kernel may take its time for."""
+    async def later(self, action: Callable[[Tree], T], limiter: trio.CapacityLimiter | None = None) -> T:
+        """*action* on the tree in a thread, one of *limiter*'s: for what the kernel may take its time for."""
         tree = self.open()
         tree.users += 1
         try:
-            found: T = await trio.to_thread.run_sync(action, tree, limiter=self.workers)
+            found: T = await trio.to_thread.run_sync(action, tree, limiter=limiter or self.workers)
             return found
         finally:
             tree.users -= 1

@@ -14,6 +14,7 @@ one queue for all guests: whoever fills it is not watched for a while (watch_gue
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Awaitable, Callable
 
@@ -130,6 +131,12 @@ class Watcher:
         finally:
             self._nursery = None
             self.reactor.close()
+            for one in list(self.guests.values()):
+                self.release(one)
+            self.descriptors.close_all()
+            if self._inotify >= 0:
+                os.close(self._inotify)
+                self._inotify = -1
 
     async def _guarded(self, task: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> None:
         try:

@@ -54,6 +54,12 @@ class Descriptors:
             self._epoll.unregister(descriptor)
         os.close(descriptor)
 
+    def close_all(self) -> None:
+        """Close all of them, and the epoll(7) itself."""
+        for descriptor in list(self._calls):
+            self.close(descriptor)
+        self._epoll.close()
+
     async def run(self) -> None:
         """Call for what is ready, as long as it is not cancelled."""
         while True:

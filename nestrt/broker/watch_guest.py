@@ -86,20 +86,28 @@ class GuestWatch:
         """Begin to tell *interest*. Raises Refusal (QuotaExceeded, NotFound, NotPossible), OSError of a trigger."""
         self.joining += 1
         try:
-            async with self.lock:
-                await trio.sleep(max(0.0, self.looked + self.took * IDLE - time.monotonic()))
-                self.interests.append(interest)
-                self.fresh = interest
-                for trigger in interest.triggers:
-                    self.triggers.open(interest.group, trigger)
-                await self._cover()
-                self.joining -= 1
+            while not await self._begin(interest):
+                await trio.sleep(self.looked + self.took * IDLE - time.monotonic())
         except BaseException:
             self.joining -= 1
             self.drop(interest)
             raise
-        finally:
-            self.fresh = None if self.fresh is interest else self.fresh
+        self.joining -= 1
+
+    async def _begin(self, interest: Interest) -> bool:
+        """Watch for *interest*; False where it is too early, for a guest whose tree takes long to look at."""
+        async with self.lock:
+            if time.monotonic() < self.looked + self.took * IDLE:
+                return False
+            self.interests.append(interest)
+            self.fresh = interest
+            try:
+                for trigger in interest.triggers:
+                    self.triggers.open(interest.group, trigger)
+                await self._cover()
+            finally:
+                self.fresh = None
+            return True
 
     def drop(self, interest: Interest) -> None:
         """Stop telling it. What nobody else wants is let go of soon, and all of it at once where it was the last."""

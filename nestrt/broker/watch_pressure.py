@@ -42,8 +42,12 @@ class Triggers:
             reason = f"the kernel does not take {trigger.text!r} for {trigger.file} of group {name} ({error.strerror})"
             remedy = "boot it with psi=1; another window; memory.pressure_level takes low, medium and critical"
             raise Refusal("NotPossible", f"cannot watch the pressure: {reason}", remedy, error.errno or 0) from None
+        try:
+            self._descriptors.add(descriptor, events, lambda: self._happened(name, trigger, descriptor))
+        except OSError as error:
+            os.close(descriptor)
+            raise no_room(error) or error from None
         self._open[name, trigger] = descriptor
-        self._descriptors.add(descriptor, events, lambda: self._happened(name, trigger, descriptor))
 
     def close(self, name: str, trigger: Trigger) -> None:
         """No longer; it is no error where it was not."""

@@ -251,9 +251,13 @@ class Watched:
             if room := no_room(error):
                 raise room from None
             return
+        try:
+            self._descriptors.add(event, select.EPOLLIN, happened)
+        except OSError as error:
+            os.close(event)
+            raise no_room(error) or error from None
         self.eventfds += 1
         group.eventfds[hierarchy] = event
-        self._descriptors.add(event, select.EPOLLIN, happened)
 
     def _let_go(self, group: Group, name: str, keys: list[Key]) -> None:
         for key in keys:

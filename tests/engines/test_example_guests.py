@@ -1,4 +1,4 @@
-"""examples/nested-podman, ci-runner, systemd-guest and broker, run as a user runs them: every check of theirs holds here.
+"""examples/nested-podman, ci-runner, systemd-guest and broker, run as a user runs them: every check holds here.
 
 ::
 

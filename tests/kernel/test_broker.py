@@ -118,6 +118,7 @@ def test_whoever_owns_a_group_divides_it_and_no_more(start: Start, tmp_path: Pat
     assert (owners["/team"], owners["/other"], owners["/"]) == (1000, 1001, 0)
 
 
+@pytest.mark.slow_on_vm
 def test_names_that_lead_elsewhere(start: Start) -> None:
     """No name reaches a group that is not the guest's, whatever method takes it."""
     guest = start()
@@ -139,6 +140,7 @@ def test_names_that_lead_elsewhere(start: Start) -> None:
     assert before == after
 
 
+@pytest.mark.slow_on_vm
 def test_names_in_every_encoding_stay_below(start: Start) -> None:
     guest = start()
     for name in ("ä", "日本", "a b", "-rf", "~", "*", "$(id)", "\x1b[31m", "web.service", "%2e%2e"):
@@ -147,6 +149,7 @@ def test_names_in_every_encoding_stay_below(start: Start) -> None:
         guest.call("Remove", group=name)
 
 
+@pytest.mark.slow_on_vm
 def test_files_that_are_not_for_settings(start: Start) -> None:
     """Processes, device rules, event descriptors and triggers are not written by Set, whoever asks."""
     guest = start()
@@ -215,6 +218,7 @@ def answers(guest: BrokerGuest) -> bool:
     return bool(guest.python(code))
 
 
+@pytest.mark.slow_on_vm
 def test_its_socket_goes_with_the_guest(start: Start, broker: Broker) -> None:
     guest = start()
     assert guest.name in [one["name"] for one in broker.call("Guests")["guests"]]
@@ -225,6 +229,7 @@ def test_its_socket_goes_with_the_guest(start: Start, broker: Broker) -> None:
     assert not os.path.exists(f"/run/nestrt/broker/{guest.name}")
 
 
+@pytest.mark.slow_on_vm
 def test_no_broker_where_one_is_required(
     broker: Broker, nestrt: Nestrt, busybox: os.PathLike[str], new_guest: Callable[[], str]
 ) -> None:
@@ -268,6 +273,7 @@ def test_a_launch_brings_its_own(
             broker.start()
 
 
+@pytest.mark.slow_on_vm
 def test_two_brokers_do_not_meet(broker: Broker, nestrt: Nestrt) -> None:
     second = nestrt.run("broker", "--audit", str(broker.audit), timeout=30)
     assert second.rc == 4
@@ -307,6 +313,7 @@ def test_cpu_numbers_are_the_guests_own(start: Start, broker: Broker) -> None:
     assert own_file("cpuset", guest.name, "/web", "cpuset.cpus", "cpuset.cpus") == "0"
 
 
+@pytest.mark.slow_on_vm
 def test_every_change_is_in_the_audit(start: Start, broker: Broker) -> None:
     guest = start()
     guest.call("Create", group="web", settings={"memory.max": "64M"})
@@ -361,6 +368,7 @@ def test_a_guest_has_a_broker_for_its_own_guests(start: Start, python: PythonRoo
     assert more["error"].endswith("BadValue"), more
 
 
+@pytest.mark.slow_on_vm
 def test_a_peer_that_is_not_in_the_guest(start: Start) -> None:
     """Root of the host, at the socket's place on the host: it is in no group of the guest."""
     guest = start()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nestrt.broker import events, watch_pressure, watch_tree
+from nestrt.broker import events, watch_guest, watch_pressure, watch_tree
 from nestrt.broker.refusal import Refusal
 from nestrt.guest.client import GuestError
 from support.byhand import remove_groups
@@ -337,6 +337,32 @@ def test_a_newcomer_takes_nothing_from_others() -> None:
     run(main)
 
 
+# Removed and made again between two looks, and somebody looks: the new one is watched, and not the old one's inode.
+def test_a_group_that_was_made_again_is_watched_anew() -> None:
+    async def main() -> None:
+        with guest_by_hand("anew") as guest:
+            async with eye() as broker, subscribed(broker, guest) as first:
+                web = make(guest, "/web")
+                await first.wait("created", "/web")
+                await trio.sleep(0.2)
+                first.events.clear()
+                remove_groups(web)
+                make(guest, "/web")
+                async with subscribed(broker, guest) as second:
+                    await first.wait("removed", "/web")
+                    await first.wait("created", "/web")
+                    await trio.sleep(0.2)
+                    assert not second.all("created")
+                    with running(web, "sleep", "1000"):
+                        await first.wait("populated", "/web")
+                        await second.wait("populated", "/web")
+                watched = broker.watcher.guests[guest.limit].watched
+                await trio.sleep(0.2)
+                assert watches() == watched.watches
+
+    run(main)
+
+
 def make_one(limit: str, name: str) -> None:
     """A group in one hierarchy: quickly."""
     (v2_hierarchy() or hierarchies()[0]).group(f"{limit}/guest/{name}").mkdir()
@@ -510,11 +536,12 @@ def test_a_guest_at_full_speed_costs_the_others_nothing() -> None:
             async with eye() as broker, subscribed(broker, wild) as noise, subscribed(broker, calm) as quiet:
                 before = watches()
                 process = subprocess.Popen([*PYTHON, FLOOD, place, "3"])
-                gaps, late, number = [0.0], [0.0], 0
+                gaps, late, number, arrived = [0.0], [0.0], 0, 0
                 while process.poll() is None:
                     began = time.monotonic()
                     await trio.sleep(0.01)
                     gaps.append(time.monotonic() - began - 0.01)
+                    arrived = max(arrived, broker.watcher.guests[wild.limit].arrived)
                     if len(gaps) % 20 == 0:
                         number += 1
                         began = time.monotonic()
@@ -524,6 +551,7 @@ def test_a_guest_at_full_speed_costs_the_others_nothing() -> None:
                 assert process.returncode == 0
                 await noise.wait("lost")
                 assert not quiet.all("lost")
+                assert arrived < watch_guest.FLOOD + 1000  # more is not even read
                 assert max(late) < 1.0
                 assert sorted(gaps)[len(gaps) * 9 // 10] < 0.05
                 # Looked over again: nothing is left of what was, and what comes is told of.

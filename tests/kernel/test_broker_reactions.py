@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import trio
 
-from nestrt.broker import reactions
+from nestrt.broker import reactions, watch_guest
 from nestrt.broker.reaction_text import MIB
 from nestrt.broker.reactions import ATTRIBUTES
 from nestrt.broker.refusal import Refusal
@@ -31,8 +31,8 @@ from nestrt.guest.client import GuestError
 from support.byhand import remove_groups
 from support.hostside import group_file, groups, has_v1, read, v2_hierarchy
 from support.need import SLOW, require
-from support.rootfs import CHECKOUT
-from support.runner import wait_for
+from support.rootfs import CHECKOUT, OPT, PythonRoot
+from support.runner import Nestrt, wait_for
 from support.watching import (
     PYTHON,
     Eye,
@@ -365,6 +365,28 @@ def test_a_group_that_is_made_again_has_no_reaction() -> None:
     run(main)
 
 
+# Registered for a group that was made a moment ago, in the place of one of the same name: what is still told of the old
+# one does not end it.
+def test_the_end_of_the_old_group_is_not_the_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_guest, "SETTLE", 0.3 * SLOW**0.5)  # what is told is looked at after the registration
+
+    async def main() -> None:
+        with guest_by_hand("old", "256M") as guest:
+            web = make(guest, "/web", "16M")
+            async with eye() as broker, subscribed(broker, guest, kinds=TELLS) as stream:
+                await react(broker, guest, action="freeze")
+                for _ in range(3):
+                    remove_groups(web)
+                    make(guest, "/web", "16M")
+                    await react(broker, guest, action="freeze")
+                await trio.sleep(1.0 * SLOW**0.5)
+                assert await listed(broker, guest) == [{"group": "/web", "on": "oom", "action": "freeze"}]
+                with hog(web, 40):
+                    await stream.wait("reaction", "/web", text="freeze")
+
+    run(main)
+
+
 # v1: under another name the group has no reaction, and the kernel's own killer.
 @pytest.mark.v1
 def test_a_group_that_is_renamed_is_let_go_of() -> None:
@@ -436,7 +458,7 @@ def test_the_next_broker_takes_them_up() -> None:
 CHILD = """
 import json, sys, trio
 sys.path[:0] = json.loads(sys.argv[1])
-from nestrt.broker import reactions
+from nestrt.broker import reactions, watch_guest
 from nestrt.broker.served import Served
 from nestrt.probe.facts import primary, read_hierarchies
 from support.watching import eye
@@ -699,6 +721,42 @@ def test_below_a_user_namespace_an_attribute_is_its_owners_wish() -> None:
                 assert {one["group"] for one in await listed(broker, guest)} == {"/db", "/kill"}
 
     run(main)
+
+
+NESTED = """
+import json, os, trio
+from nestrt.broker import reactions
+from support.watching import eye, guest_by_hand, hog, make, said, subscribed
+async def main():
+    with guest_by_hand("below", "128M") as guest:
+        web = make(guest, "/web", "16M")
+        async with eye() as broker, subscribed(broker, guest) as stream:
+            given = json.loads(os.environ["RAISE"])
+            await broker.call(guest, "React", reaction={"group": "/web", "on": "oom", **given})
+            make(guest, "/later")
+            await stream.wait("created", "/later")
+            with hog(web, 40) as process:
+                assert await said(process, 20) == b"done\\n"
+                await stream.wait("reaction", "/web", text="raise")
+                await stream.wait("populated", "/web")
+        names = os.listxattr(guest.primary.path(guest.limit + "/guest/web"))
+        async with eye() as broker:
+            await reactions.restore(broker, guest)
+            found = await broker.call(guest, "Reactions")
+        print(json.dumps([names, [one["action"] for one in found["reactions"]]]))
+trio.run(main)
+"""
+
+
+# A broker one level down, in a user namespace, for a guest of its own: it watches and reacts as the host's does.
+def test_the_same_one_level_down(nestrt: Nestrt, python: PythonRoot, guest_name: str) -> None:
+    site = str(Path(trio.__file__).parents[1]).replace(str(CHECKOUT), OPT)
+    code = f"import sys; sys.path[:0] = ['{OPT}', '{OPT}/tests', '{site}']\n{NESTED}"
+    result = nestrt.launch(
+        "--name", guest_name, "-m", "256M", *python.options, "--env", f"RAISE={json.dumps(RAISE)}",
+        "--env", f"NESTRT_SLOW={SLOW:g}", "--", "/usr/bin/python3", "-c", code, timeout=60,
+    ).ok()  # fmt: skip
+    assert json.loads(result.out) == [["user.nestrt.reactions"], ["raise"]], result
 
 
 # Hundreds of groups without any reaction, and one: found by what it costs to look at each once.

@@ -290,12 +290,14 @@ def serving(nestrt: Nestrt, python: PythonRoot, name: str, directory: Path, *opt
     directory.mkdir()
     directory.chmod(0o755)
     shared = f"type=bind,source={directory},target=/run/nestrt"
-    agent = start_guest(nestrt, python, name, "--broker", "none", "--mount", shared, *options)
-    direct = Direct(agent, f"/nestrt/{name}", directory)
+    direct = None
     try:
+        agent = start_guest(nestrt, python, name, "--broker", "none", "--mount", shared, *options)
+        direct = Direct(agent, f"/nestrt/{name}", directory)
         yield direct
     finally:
-        direct.close()
+        if direct is not None:
+            direct.close()
         nestrt.stop()
         nestrt.run("delete", "--force", name)
         assert not leftovers(name)

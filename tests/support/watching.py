@@ -155,7 +155,11 @@ def guest_by_hand(name: str, memory: str = "", uids: int = 0) -> Iterator[Served
     try:
         for group in (limit, f"{limit}/guest", f"{limit}/guest/init"):
             make_group(group)
-        os.setxattr(primary(found).path(limit), "trusted.nestrt", json.dumps(mark).encode())
+        place, raw = primary(found).path(limit), json.dumps(mark).encode()
+        try:
+            os.setxattr(place, "trusted.nestrt", raw)
+        except PermissionError:  # a user namespace
+            os.setxattr(place, "user.nestrt", raw)
         if memory:
             for group in (limit, f"{limit}/guest"):
                 memory_limit(group, memory)

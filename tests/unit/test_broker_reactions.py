@@ -32,7 +32,7 @@ from nestrt.broker.watch_sources import KINDS, SOURCES, changes, fitting, parse_
 from nestrt.guest.client import MAX
 from nestrt.kernel import inotify
 
-ALL = {name: None for name in ("threshold", "step", "most", "seconds", "fallback")}
+ALL = dict.fromkeys(("threshold", "step", "most", "seconds", "fallback"))
 
 
 def asked(**values: Any) -> dict[str, Any]:

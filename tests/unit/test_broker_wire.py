@@ -161,7 +161,7 @@ def test_a_reply_is_one_frame_of_plain_ascii(parameters: dict[str, Any], error: 
 
 
 @given(st.sampled_from(METHODS).flatmap(lambda pair: st.tuples(st.just(pair), right(pair[1], pair[0]))))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_what_the_text_allows_is_taken(found: tuple[tuple[Interface, str], dict[str, Any]]) -> None:
     (interface, method), parameters = found
     checked = interface.check(method, parameters)
@@ -173,7 +173,7 @@ def test_what_the_text_allows_is_taken(found: tuple[tuple[Interface, str], dict[
 
 
 @given(any_call(), st.sampled_from(INTERFACES))
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_all_else_is_refused_by_the_parameters_name(call: tuple[str, dict[str, Any]], other: Interface) -> None:
     method, parameters = call
     for interface in (INTERFACES[1], other):

@@ -1,0 +1,364 @@
+"""Law 8 for the broker: killed by SIGKILL at any system call, it loses nothing, and no group has more than was asked.
+
+test ── Create, Set, Remove … ──▶ broker ── mkdir, write, chown, setxattr … ──▶ the guest's groups
+                                    ▲
+strace, with a signal at the N-th of those: that one is not done, all before it are
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.broker import PYTHON, Broker, BrokerGuest, Refused, running, start_guest
+from support.guests import MODES
+from support.hostside import groups, limit_group
+from support.need import SLOW, require
+from support.rootfs import CHECKOUT, PythonRoot
+from support.runner import Nestrt, wait_for
+
+LIMITS = ("-m", "256M", "--pids", "60", "--cpus", "0-1" if len(os.sched_getaffinity(0)) > 1 else "0")
+SOCKETS = Path("/run/nestrt/broker")
+Start = Callable[..., BrokerGuest]
+# What depends on the host's kind is marked with False.
+pytestmark = pytest.mark.slow_on_vm
+
+
+def attempt_strace() -> str:
+    """What keeps strace from sending signals at system calls here; empty where nothing does."""
+    if not shutil.which("strace"):
+        return "strace is not installed"
+    argv = ["strace", "-qq", "-o", "/dev/null", "-e", "inject=close:signal=KILL", "true"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    return "" if done.returncode == -signal.SIGKILL else f"it ended with {done.returncode}: {done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Broker]:
+    require("strace", attempt_strace())
+    with running() as one:
+        yield one
+
+
+@pytest.fixture
+def start(broker: Broker, nestrt: Nestrt, python: PythonRoot, new_guest: Callable[[], str]) -> Start:
+    """Start a guest with more options; named like the test's own."""
+    if broker.process is None:
+        broker.start()
+    return lambda *options: start_guest(nestrt, python, new_guest(), *LIMITS, *options)
+
+
+def trace(broker: Broker, call: str, number: int) -> subprocess.Popen[bytes]:
+    """Have the broker killed at the *number*-th system call *call* of one of its threads, from now on."""
+    assert broker.process is not None
+    pid = broker.process.pid
+    argv = ["strace", "-f", "-qq", "-o", "/dev/null", "-p", str(pid), "-e", f"trace={call}"]
+    argv += ["-e", f"inject={call}:signal=KILL:when={number}"]
+    tracer = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def attached() -> bool:
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return all("TracerPid:\t0\n" not in (task / "status").read_text() for task in tasks)
+
+    wait_for(attached, "strace to be there")
+    return tracer
+
+
+def kill_in(broker: Broker, call: str, number: int, action: Callable[[], Any]) -> bool:
+    """Do *action* while the broker is killed at its *number*-th *call*; False where it did not come to that."""
+    tracer = trace(broker, call, number)
+    try:
+        action()
+    except (AssertionError, Refused, OSError):  # the connection has ended
+        pass
+    assert broker.process is not None
+    process = broker.process
+    wait_for(lambda: process.poll() is not None or answers(broker), "it to end, or to go on")
+    if process.poll() is None:
+        tracer.terminate()
+        tracer.wait()
+        return False
+    tracer.wait()
+    assert process.wait() == -signal.SIGKILL
+    broker.process = None
+    return True
+
+
+def answers(broker: Broker) -> bool:
+    try:
+        broker.call("Guests")
+    except (AssertionError, OSError):
+        return False
+    return True
+
+
+def served(guest: BrokerGuest) -> bool:
+    """Whether the guest's socket answers."""
+    found = guest.python("""
+try:
+    result = "parameters" in call({"method": "io.nestrt.Guest.Info", "parameters": {}})
+except (OSError, TypeError):
+    result = False
+""")  # fmt: skip
+    return bool(found)
+
+
+def snapshot(name: str) -> dict[str, str]:
+    """Limits, owners and attributes of a guest's groups, by file."""
+    found = {}
+    files = ("memory.limit_in_bytes", "memory.max", "pids.max", "cpuset.cpus", "cpu.cfs_quota_us", "cpu.max",
+             "devices.list", "cgroup.max.descendants", "cgroup.max.depth", "cgroup.freeze",
+             "freezer.state")  # fmt: skip
+    for top in groups(limit_group(name)):
+        for path in [top, *(path for path in top.rglob("*") if path.is_dir())]:
+            found[str(path)] = str(path.stat().st_uid)
+            found |= {f"{path} {one}": os.getxattr(path, one).decode(errors="replace") for one in os.listxattr(path)}
+            texts = {str(path / file): (path / file).read_text() for file in files if (path / file).exists()}
+            found |= {file: "\n".join(sorted(text.splitlines())) for file, text in texts.items()}
+    return found
+
+
+def number(text: str) -> int:
+    """A limit as a number; none is a very large one."""
+    word = text.split()[0]
+    return 1 << 62 if word in ("max", "-1") else min(int(word), 1 << 62)
+
+
+def check_within(name: str) -> None:
+    """No group of the guest has more than the one above it, for what the kernel does not see to by itself."""
+    for top in groups(limit_group(name)):
+        for path in (path for path in top.rglob("*") if path.is_dir()):
+            for file in ("memory.limit_in_bytes", "memory.max", "pids.max"):
+                if (path / file).exists() and (path.parent / file).exists() and path.parent != top.parent:
+                    own, above = number((path / file).read_text()), number((path.parent / file).read_text())
+                    assert own <= above or own >= 1 << 61, (path, own, above)
+            if (path / "devices.list").exists():
+                own_rules, rules = ((one / "devices.list").read_text().splitlines() for one in (path, path.parent))
+                assert all(any(covers(rule, own) for rule in rules) for own in own_rules), (path, own_rules, rules)
+
+
+def covers(rule: str, other: str) -> bool:
+    """Whether one line of devices.list ("c 1:* rw") allows all that *other* does."""
+    (kind, place, access), (own_kind, own_place, own_access) = rule.split(), other.split()
+    pairs = zip(place.split(":"), own_place.split(":"), strict=True)
+    same = kind in ("a", own_kind) and all(mine in ("*", its) for mine, its in pairs)
+    return same and set(access) >= set(own_access)
+
+
+def restart(broker: Broker, *guests: BrokerGuest) -> None:
+    """Start it again: all are served, and no socket is there for anybody else."""
+    broker.start()
+    for guest in guests:
+        wait_for(lambda guest=guest: served(guest), f"the socket in {guest.name}", 20)  # type: ignore[misc]
+    names = {one["name"] for one in broker.call("Guests")["guests"]}
+    assert {path.name for path in SOCKETS.iterdir()} == names
+    assert {guest.name for guest in guests} <= names
+    assert "bug of nestrt" not in broker.said()
+
+
+def points(every: dict[str, tuple[int, ...]]) -> list[tuple[str, int]]:
+    """(system call, its number); under emulation some of them."""
+    found = [(call, number) for call, numbers in every.items() for number in numbers]
+    return found if SLOW == 1 else found[1::4]
+
+
+CREATE = {"mkdir": (1, 3, 10), "lchown": (1, 200), "write": (1, 4, 12), "chown": (1, 20), "setxattr": (1,)}
+
+
+def test_create(start: Start, broker: Broker) -> None:
+    """Half a group is a group: it has what its parent has or less, it is listed, completed by Set, removed by Remove,
+    and can be made again. All the while the guest's own limits stand, and nothing of another guest has changed."""
+    guest, other = start(), start(*MODES["nouserns"])
+    other.call("Create", group="web", settings={"memory.max": "16M"}, owner=1000)
+    limits, others, kills = snapshot(guest.name), snapshot(other.name), 0
+    settings = {"memory.max": "64M", "pids.max": "10", "cpuset.cpus": "0"}
+    values = {"group": "web/db", "settings": settings, "parents": True, "owner": 1000, "devices": ["c 1:3 rwm"]}
+    for call, count in points(CREATE):
+        killed = kill_in(broker, call, count, lambda: guest.call("Create", **values))
+        kills += killed
+        if killed:
+            check_within(guest.name)
+            restart(broker, guest, other)
+        there = {str(path) for path in groups(limit_group(guest.name) + "/guest/web")}
+        names = [one["name"] for one in guest.call("List", recursive=True)["groups"]]
+        assert ("/web" in names) == bool(there), (call, count)
+        if kills % 2 and "/web/db" in names:
+            guest.call("Set", group="web/db", settings=settings)
+            assert guest.call("Get", group="web/db", keys=["memory.max"])["values"] == {"memory.max": "64M"}
+        if there:
+            guest.call("Remove", group="web", recursive=True)
+        assert snapshot(guest.name) == limits, (call, count)
+        assert snapshot(other.name) == others, (call, count)
+    assert kills >= (8 if SLOW == 1 else 1)
+    guest.call("Create", **values)
+    check_within(guest.name)
+
+
+def test_set(start: Start, broker: Broker) -> None:
+    """All settings, none, or the first ones: each file holds what it held or what was asked for, nothing between."""
+    guest = start()
+    old = {"memory.max": "64M", "pids.max": "10", "cpu.max": "0.5"}
+    new = {"memory.max": "96M", "pids.max": "20", "cpu.max": "0.25"}
+    guest.call("Create", group="web", settings=old)
+    limits, kills = {key: value for key, value in snapshot(guest.name).items() if "/web" not in key}, 0
+    for call, count in points({"write": (1, 2, 3, 4), "openat": (20, 60)}):
+        killed = kill_in(broker, call, count, lambda: guest.call("Set", group="web", settings=new))
+        kills += killed
+        if killed:
+            restart(broker, guest)
+        found = guest.call("Get", group="web", keys=[*old])["values"]
+        assert all(found[key] in (old[key], new[key]) for key in old), (call, count, found)
+        assert {key: value for key, value in snapshot(guest.name).items() if "/web" not in key} == limits
+        guest.call("Set", group="web", settings=old)
+    assert kills >= (3 if SLOW == 1 else 1)
+
+
+def test_remove(start: Start, broker: Broker) -> None:
+    """What is left is removed by asking again; whoever was to be killed is, sooner or later."""
+    guest = start()
+    before, kills = snapshot(guest.name), 0
+    for call, count in points({"rmdir": (1, 9, 19), "write": (1, 2), "pidfd_send_signal": (1,)}):
+        guest.call("Create", group="web/db", parents=True, settings={"pids.max": "9"})
+        guest.call("Attach", group="web/db", pids=[guest.spawn("exec sleep 1000"), guest.spawn("exec sleep 1000")])
+        remove = {"group": "web", "recursive": True, "kill": True}
+        killed = kill_in(broker, call, count, lambda remove=remove: guest.call("Remove", **remove))  # type: ignore[misc]
+        kills += killed
+        if killed:
+            restart(broker, guest)
+            if groups(limit_group(guest.name) + "/guest/web"):
+                guest.call("Remove", **remove)
+        assert snapshot(guest.name) == before, (call, count)
+    assert kills >= (4 if SLOW == 1 else 1)
+
+
+def test_devices_attach_freeze_and_react(start: Start, broker: Broker) -> None:
+    """Each is done, or not, or can be done again; a group that was frozen is thawed by asking."""
+    guest = start()
+    guest.call("Create", group="web", settings={"memory.max": "32M"})
+    guest.call("Create", group="cell")
+    pid = guest.spawn("exec sleep 1000")
+    before, kills = snapshot(guest.name), 0
+    todo: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
+        "Devices": ({"group": "web", "only": ["c 1:3 rwm", "c 1:5 rw"]},
+                    {"write": (1, 6), "setxattr": (1, 2), "bpf": (2, 4)}),
+        "Attach": ({"group": "cell", "pids": [pid]}, {"write": (1, 9)}),
+        "Freeze": ({"group": "cell"}, {"write": (1,)}),
+        "React": ({"reaction": {"group": "web", "on": "oom", "action": "tell", "seconds": 5.0, "fallback": "kill"}},
+                  {"setxattr": (1,), "write": (1,)}),
+        "Rules": ({"rules": ["1000 * web"]}, {"setxattr": (1,)}),
+    }  # fmt: skip
+    for method, (values, every) in todo.items():
+        for call, count in points(every):
+            killed = kill_in(broker, call, count, lambda m=method, v=values: guest.call(m, **v))  # type: ignore[misc]
+            kills += killed
+            if killed:
+                check_within(guest.name)
+                restart(broker, guest)
+            guest.call("Thaw", group="cell")
+            guest.call(method, **values)
+            guest.call("Thaw", group="cell")
+            assert guest.call("Get", group="web", keys=["memory.max"])["values"] == {"memory.max": "32M"}
+            if method == "Devices":
+                guest.call("Devices", group="web", inherit=True)
+            elif method == "Attach":
+                guest.call("Attach", group="init", pids=[pid])
+            elif method == "React":
+                guest.call("Forget", group="web", on="oom")
+            elif method == "Rules":
+                guest.call("Rules", rules=[])
+            if method != "React":
+                assert snapshot(guest.name) == before, (method, call, count)
+    assert kills >= (6 if SLOW == 1 else 1)
+
+
+def test_while_it_takes_up_a_guest(
+    start: Start, broker: Broker, nestrt: Nestrt, busybox: Path, new_guest: Callable[[], str]
+) -> None:
+    """Killed while a launch waits for its socket: that launch fails with one line, and nothing is left."""
+    guest = start()
+    for call, count in points({"mkdir": (1,), "bind": (1,), "chmod": (1,), "listen": (1,), "unlink": (1,)}):
+        name = new_guest()
+        tracer = trace(broker, call, count)
+        result = nestrt.launch("--name", name, "--rm", "--rootfs", busybox, "--broker", "required", "--", "true")
+        assert broker.process is not None
+        assert broker.process.wait(20 * SLOW) == -signal.SIGKILL
+        tracer.wait()
+        broker.process = None
+        assert (result.rc, len(result.err.splitlines())) == (125, 1), result
+        assert not groups(limit_group(name))
+        restart(broker, guest)
+        assert not (SOCKETS / name).exists()
+
+
+def test_while_it_starts(start: Start, broker: Broker) -> None:
+    """Killed while it finds the guests that there are, and puts its sockets into them; again and again."""
+    one, two = start(), start(*MODES["root"])
+    one.call("Create", group="web", settings={"memory.max": "32M"}, owner=1000)
+    one.call("React", reaction={"group": "web", "on": "oom", "action": "kill"})
+    before = snapshot(one.name), snapshot(two.name)
+    every = {"bind": (1, 3), "chmod": (3,), "unlink": (1,), "vfork": (1, 2), "pidfd_open": (3,), "open_tree": (2,),
+             "move_mount": (1,)}  # fmt: skip
+    for call, count in points(every):
+        broker.stop(signal.SIGKILL)
+        argv = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}"]
+        argv += ["-e", f"inject={call}:signal=KILL:when={count}"]
+        argv += [PYTHON, "-m", "nestrt", "broker", "--audit", str(broker.audit)]
+        tracer = subprocess.Popen(
+            argv, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        wait_for(lambda one=tracer: one.poll() is not None or answers(broker), "it to end, or to serve", 20)  # type: ignore[misc]
+        try:
+            tracer.wait(0.3 * SLOW)  # sockets are put into guests a little later
+        except subprocess.TimeoutExpired:
+            os.killpg(tracer.pid, signal.SIGKILL)
+            tracer.wait()
+        restart(broker, one, two)
+        assert (snapshot(one.name), snapshot(two.name)) == before, (call, count)
+        mounts = [guest.shell("grep -c guest.sock /proc/self/mountinfo") for guest in (one, two)]
+        assert mounts == ["1", "1"], (call, count)
+
+
+def test_guests_that_ended_meanwhile(start: Start, broker: Broker, nestrt: Nestrt, python: PythonRoot) -> None:
+    """While nobody serves: one guest ends, another is deleted and started anew by the same name, a third goes on."""
+    one, two, three = start(), start(), start()
+    two.call("Create", group="team", owner=1000)
+    broker.stop(signal.SIGKILL)
+    assert one.process.stdin is not None
+    one.process.stdin.close()
+    one.process.wait(20 * SLOW)
+    nestrt.run("delete", "--force", two.name).ok()
+    new = start_guest(nestrt, python, two.name, *LIMITS, "--broker", "wanted")
+    assert (SOCKETS / one.name).exists()
+    restart(broker, three)
+    assert not (SOCKETS / one.name).exists()
+    wait_for(lambda: served(new), "the socket in the new guest", 20)
+    assert new.refused("Create", user=1000, group="team/x").error == "NotFound"
+    assert [group["name"] for group in new.call("List")["groups"]] == ["/", "/init"]
+
+
+def test_every_line_of_the_audit_is_whole_or_the_last(start: Start, broker: Broker) -> None:
+    """Killed while it writes them, too."""
+    guest = start()
+    for count in (1, 2, 3):
+        guest.call("Create", group="web")
+        kill_in(
+            broker,
+            "write",
+            count,
+            lambda: [guest.call("Set", group="web", settings={"pids.max": str(n)}) for n in (5, 6)],
+        )
+        if broker.process is None:
+            restart(broker, guest)
+        guest.call("Remove", group="web")
+    for path in broker.audit.iterdir():
+        lines = path.read_bytes().split(b"\n")
+        whole = [json.loads(line) for line in lines if line.endswith(b"}")]
+        assert len(whole) >= len(lines) - 4
