@@ -121,6 +121,8 @@ async def events(request: Request) -> dict[str, Any]:
     interest = Interest(group, frozenset(kinds), True, subscription.put, triggers)
     try:
         await watcher.add(guest, interest)
+        # Whoever does something now is told of it.
+        await request.send({"event": {"time": time.time(), "kind": "listening", "group": group}})
         while True:
             await request.send({"event": await subscription.next()})
     finally:

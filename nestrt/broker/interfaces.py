@@ -75,9 +75,10 @@ type Quota (
   message_bytes: int
 )
 
-# kind: oom, oom_kill, limit, high, pressure, empty, populated, frozen, thawed, created, removed, cpus, reaction, lost.
-# key: the file that says so. count: how often it has happened so far. detail: for a person. id and seconds: an answer
-# (Answer) is awaited so long.
+# kind: listening, oom, oom_kill, limit, high, pressure, empty, populated, frozen, thawed, created, removed, cpus,
+# reaction, lost.
+# key: the file that says so. count: how often it has happened so far. detail: for a person. A question is a reaction
+# with id and seconds: an answer (Answer) is awaited so long.
 type Event (
   time: float,
   kind: string,
@@ -90,8 +91,9 @@ type Event (
 )
 
 # What happens to a child group. on: oom, or pressure with a threshold ("some 150000 1000000": µs of stall in a window
-# of µs, as PSI takes them). action: kill, freeze, raise (by step, up to most), or tell: wait seconds for an Answer,
-# then do as fallback says (kill, freeze, nothing).
+# of µs, as PSI takes them, after "cpu" or "io" of those; or low, medium, critical where there is no PSI). action:
+# kill, freeze, raise (by step, up to most; fallback: where it cannot), or tell: wait seconds for an Answer (kill,
+# freeze, raise by step and most, nothing), then do as fallback says (kill, freeze, nothing).
 type Reaction (
   group: string,
   on: string,
@@ -139,7 +141,7 @@ method Devices(group: string, allow: ?[]string, deny: ?[]string, only: ?[]string
   own: bool
 )
 
-# A stream (more): of the group and those below, of these kinds.
+# A stream (more): of the group and those below, of these kinds. The first is of kind listening: from then on.
 method Events(group: ?string, kinds: ?[]string) -> (event: Event)
 method React(reaction: Reaction) -> ()
 method Forget(group: string, on: string) -> ()

@@ -532,6 +532,8 @@ def do_events(broker: Broker, args: argparse.Namespace) -> None:
         raise GuestError(2, "watch events", f"no kind {unknown[0]!r}", "kinds are " + ", ".join(KINDS))
     left = args.count
     for event in broker.events(f"watch events of group {group or '/'}", group, kinds):
+        if event.get("kind") == "listening":
+            continue
         print(json.dumps(event) if args.format == "json" else event_line(event), flush=True)
         left -= event.get("kind") != "lost"
         if args.count and left <= 0:
@@ -658,10 +660,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add["react"]("--step", metavar="SIZE", help="raise: by so much")
     add["react"]("--most", metavar="SIZE", help="raise: up to so much")
     add["react"]("--seconds", type=parse_seconds, metavar="S", help="tell: wait so long for an answer")
-    add["react"]("--fallback", metavar="ACTION", help="tell: without an answer kill, freeze or nothing")
+    add["react"]("--fallback", metavar="ACTION",
+                 help="tell: without an answer; raise: where it cannot be: kill, freeze or nothing")
     add["react"]("--list", action="store_true", help="show what is set")
     add["react"]("--forget", action="store_true", help="of GROUP and oom or pressure: no reaction any more")
-    add["react"]("--answer", type=int, metavar="ID", help="answer an event that waits: kill, freeze or nothing")
+    add["react"]("--answer", type=int, metavar="ID", help="answer an event that waits: kill, freeze, raise or nothing")
     add["rules"]("file", nargs="?", metavar="FILE", help="lines of cgrules.conf(5); -: standard input")
     add["create"]("--owner", type=int, metavar="USER", help="by the broker: the user that may divide it further")
     add["create"]("--device", action="append", metavar="RULE", help="by the broker: its device rules; repeat")

@@ -11,29 +11,13 @@ v2 (cgroup-v2.rst): memory.events counts ``oom_kill`` for the group and all belo
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 
-from nestrt.kernel import cgroup
-from nestrt.kernel.libc import check, libc
-
-# include/uapi/linux/inotify.h
-IN_CREATE = 0x100
-IN_ONLYDIR = 0x1000000
+from nestrt.kernel import cgroup, inotify
 
 # Every group that is listened to costs two descriptors, and the guest may make as many as it likes.
 MOST_GROUPS = 400
-
-
-def _inotify() -> int:
-    """inotify_init1(2): a descriptor, close-on-exec and non-blocking. OSError: EMFILE."""
-    return check(libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify")
-
-
-def _watch(inotify: int, directory: str) -> None:
-    """inotify_add_watch(2) for what is made in *directory*. OSError: ENOENT, ENOSPC (max_user_watches)."""
-    check(libc.inotify_add_watch(inotify, os.fsencode(directory), ctypes.c_uint32(IN_CREATE | IN_ONLYDIR)), directory)
 
 
 def _listen(directory: str) -> int:
@@ -57,7 +41,7 @@ class V1Watch:
     def __init__(self, top: str) -> None:
         self.top = top
         self.events: dict[str, int] = {}
-        self.inotify = _inotify()
+        self.inotify = inotify.open()
         try:
             self._add(top)
         except OSError:
@@ -93,7 +77,7 @@ class V1Watch:
 
     def _add(self, directory: str) -> None:
         self.events[directory] = _listen(directory)
-        _watch(self.inotify, directory)
+        inotify.add(self.inotify, directory, inotify.IN_CREATE | inotify.IN_ONLYDIR)
 
     def _look(self) -> None:
         """Listen to the groups that are new, an outer one before those in it."""

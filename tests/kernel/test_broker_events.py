@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -493,8 +494,9 @@ def test_one_who_never_reads_is_waited_for_by_nobody() -> None:
         with guest_by_hand("slow") as guest:
             async with eye() as broker, trio.open_nursery() as nursery:
 
-                async def never(reply: object) -> None:
-                    await trio.sleep_forever()
+                async def never(reply: dict[str, Any]) -> None:
+                    if reply["event"]["kind"] != "listening":
+                        await trio.sleep_forever()
 
                 request = broker.request(guest, "Events", 0, {"kinds": ["created"]}, never)
                 nursery.start_soon(events.METHODS["Events"], request)

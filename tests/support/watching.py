@@ -93,6 +93,9 @@ class Stream:
     async def take(self, reply: dict[str, Any]) -> None:
         """One reply of the stream: of the form that the interface says, and JSON."""
         json.dumps(idl.interface("io.nestrt.Guest").reply("Events", reply))
+        if reply["event"]["kind"] == "listening":
+            assert not self.events, "told before it listened"
+            return
         self.events.append(reply["event"])
         self.came.set()
 
