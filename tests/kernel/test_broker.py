@@ -381,3 +381,35 @@ def test_a_peer_that_is_not_in_the_guest(start: Start) -> None:
     assert reply["error"] == "io.nestrt.Guest.NotPermitted"
     assert os.stat(os.path.dirname(path)).st_mode & 0o777 == 0o700
     assert not os.path.exists("/run/nestrt/guest.sock")
+
+
+def test_what_the_hosts_root_may_ask(start: Start, broker: Broker) -> None:
+    """Describe, Audit and Rules of a guest; Drain ends the broker in order, and the next one takes over."""
+    guest = start()
+    guest.call("Create", group="web", settings={"memory.max": "64M"})
+    described = broker.call("Describe", guest=guest.name)["description"]
+    assert described["name"] == guest.name
+    assert "/web" in json.dumps(described)
+    (lines,) = broker.call("Audit", guest=guest.name, lines=1).values()
+    assert [(entry["group"], entry["new"]) for entry in lines["entries"]] == [("/web", "64M")]
+    assert broker.call("Rules", guest=guest.name) == {"rules": []}
+    with pytest.raises(Refused) as unknown:
+        broker.call("Describe", guest="nestrt-nobody")
+    assert unknown.value.error == "NotFound"
+    broker.call("Drain")
+    assert broker.process is not None
+    assert broker.process.wait(20 * SLOW) == 0
+    broker.process = None
+    broker.start()
+    wait_for(lambda: answers(guest), "the socket in the guest", 20)
+    assert guest.call("Get", group="web", keys=["memory.max"])["values"] == {"memory.max": "64M"}
+    broker.call("Release", guest=guest.name)
+    wait_for(lambda: not answers(guest), "the end of its service", 20)
+
+
+def test_the_plan_says_that_a_broker_is_asked(nestrt: Nestrt, busybox: Path) -> None:
+    words = ("--dry-run", "--rootfs", busybox, "--name", "web", "--", "true")
+    assert "listen for" not in nestrt.launch(*words).ok().out
+    told = nestrt.launch("--broker", "required", *words).ok().out
+    assert "have the broker listen for web" in told
+    assert "bind /run/nestrt/broker/web/guest.sock at /run/nestrt/guest.sock" in told
