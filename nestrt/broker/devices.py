@@ -50,6 +50,7 @@ from nestrt.plan.request import PARENT
 from nestrt.probe.nodes import device_node
 
 Note = Callable[[str, str, Any, Any], None]
+MOST_DENIED = 64  # in one call
 
 METHOD = "io.nestrt.Guest.Devices"
 # tty, console and ptmx: every guest has its own, which have these names and other numbers.
@@ -238,6 +239,12 @@ def _change(request: Request, tree: Tree) -> dict[str, Any]:
     inherit = bool(given.get("inherit"))
     if inherit and len(given) > 1:
         raise GuestError(2, f"{operation} group {group}", "inherit means no rules of its own", "leave the others out")
+    named, denied = sum(len(given.get(key, ())) for key in ("allow", "deny", "only")), len(given.get("deny", ()))
+    if (len(given) > 1 and named > RULES_LIMIT) or denied > MOST_DENIED:
+        # Each that is denied is compared with all others.
+        reason = f"{named} rules are named at once, {denied} of them to deny"
+        remedy = f"name at most {RULES_LIMIT}, and {MOST_DENIED} to deny; or only those that are left"
+        raise Refusal("QuotaExceeded", f"cannot {operation} group {group}: {reason}", remedy)
     allow, deny = (plan.plain(parse_rules(given.get(key, ()))) for key in ("allow", "deny"))
     if above.needed():
         request.note(group, "devices", None, given)

@@ -279,7 +279,7 @@ def _own(guest: Served, tree: Tree, group: str, owner: int) -> None:
             names = ("cgroup.procs", "tasks", "cgroup.threads", *client.DELEGATED)
             for path in (place, *(f"{place}/{name}" for name in names)):
                 if os.path.exists(path):
-                    os.chown(path, owner, owner)
+                    os.chown(path, owner, -1)  # the guest has group ids of its own, and none of them is asked here
         return
     place = view.hierarchies[0].dir(group)
     try:

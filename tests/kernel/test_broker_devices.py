@@ -276,6 +276,8 @@ def test_who_may(start: Start) -> None:
     assert (most.name, "at most 1024" in most.remedy) == ("BadValue", True)
     guest.ask("/web", only=[f"c 136:{n} rw" for n in range(1024)])
     assert guest.refused("/web", allow=[NULL]).name == "QuotaExceeded"
+    many = [f"c 1:{number} r" for number in range(65)]
+    assert guest.refused("/web", deny=many).name == "QuotaExceeded"
     assert len(guest.again().rules("/web")) == 1024
     assert guest.opens("/web", "null") == [False]
 

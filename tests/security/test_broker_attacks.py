@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from nestrt.broker.groups import MOST_KEYS
-from support.broker import Broker, BrokerGuest, running, settled, start_guest
-from support.broker_attack import cpu_time, descriptors, everything, latency, resident, run, stopped
+from support.broker import Broker, BrokerGuest, running, settled
+from support.broker_attack import cpu_time, descriptors, everything, latency, resident, run, starting, stopped
 from support.broker_calls import GUEST, wrong_values
 from support.guests import MODES
 from support.hostside import hierarchies, limit_group, processes
@@ -40,11 +40,10 @@ def broker() -> Iterator[Broker]:
 
 
 @pytest.fixture
-def start(broker: Broker, nestrt: Nestrt, python: PythonRoot, new_guest: Callable[[], str]) -> Start:
+def start(broker: Broker, nestrt: Nestrt, python: PythonRoot, new_guest: Callable[[], str]) -> Iterator[Start]:
     """Start a guest with more options; named like the test's own."""
-    if broker.process is None:
-        broker.start()
-    return lambda *options: start_guest(nestrt, python, new_guest(), *LIMITS, *options)
+    with starting(broker, nestrt, python, new_guest, LIMITS) as function:
+        yield function
 
 
 @pytest.fixture

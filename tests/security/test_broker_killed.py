@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from support.broker import PYTHON, Broker, BrokerGuest, Refused, running, start_guest
+from support.broker_attack import starting
 from support.guests import MODES
 from support.hostside import groups, limit_group
 from support.need import SLOW, require
@@ -49,11 +50,10 @@ def broker() -> Iterator[Broker]:
 
 
 @pytest.fixture
-def start(broker: Broker, nestrt: Nestrt, python: PythonRoot, new_guest: Callable[[], str]) -> Start:
+def start(broker: Broker, nestrt: Nestrt, python: PythonRoot, new_guest: Callable[[], str]) -> Iterator[Start]:
     """Start a guest with more options; named like the test's own."""
-    if broker.process is None:
-        broker.start()
-    return lambda *options: start_guest(nestrt, python, new_guest(), *LIMITS, *options)
+    with starting(broker, nestrt, python, new_guest, LIMITS) as function:
+        yield function
 
 
 def trace(broker: Broker, call: str, number: int) -> subprocess.Popen[bytes]:

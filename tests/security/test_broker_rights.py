@@ -23,7 +23,7 @@ from nestrt.broker import idl
 from nestrt.broker.groups import MOST_GROUPS
 from nestrt.errors import StateError
 from support.broker import Broker, BrokerGuest, limit_path, running, settled, start_guest
-from support.broker_attack import SOCKET, descriptors, everything, group_dirs, latency, resident, run, stopped
+from support.broker_attack import SOCKET, descriptors, everything, group_dirs, latency, resident, run, starting, stopped
 from support.broker_calls import GUEST, any_call
 from support.guests import MODES
 from support.hostside import hierarchies, limit_group
@@ -45,11 +45,10 @@ def broker() -> Iterator[Broker]:
 
 
 @pytest.fixture
-def start(broker: Broker, nestrt: Nestrt, python: PythonRoot, new_guest: Callable[[], str]) -> Start:
+def start(broker: Broker, nestrt: Nestrt, python: PythonRoot, new_guest: Callable[[], str]) -> Iterator[Start]:
     """Start a guest with more options; named like the test's own."""
-    if broker.process is None:
-        broker.start()
-    return lambda *options: start_guest(nestrt, python, new_guest(), *LIMITS, *options)
+    with starting(broker, nestrt, python, new_guest, LIMITS) as function:
+        yield function
 
 
 @pytest.fixture

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support.broker import Broker, BrokerGuest
+from support.broker import Broker, BrokerGuest, start_guest
 from support.hostside import groups, limit_group
+from support.rootfs import PythonRoot
+from support.runner import Nestrt, wait_for
 
 SOCKET = "/run/nestrt/guest.sock"
+SOCKETS = "/run/nestrt/broker"
 
 # In the guest: what comes back for bytes, until the broker closes or is silent for a while; and many processes at once.
 TOOLS = """
@@ -73,6 +77,28 @@ def end(pids):
     for pid in pids:
         os.waitpid(pid, 0)
 """
+
+
+@contextmanager
+def starting(
+    broker: Broker, nestrt: Nestrt, python: PythonRoot, new_guest: Callable[[], str], limits: tuple[str, ...]
+) -> Iterator[Callable[..., BrokerGuest]]:
+    """A function that starts a guest with *limits* and more options. At the end they are deleted, and the broker has
+    taken note of that: it hears of it when the kernel tells, a moment after whoever deletes."""
+    names: list[str] = []
+    if broker.process is None:
+        broker.start()
+
+    def start(*options: str) -> BrokerGuest:
+        names.append(new_guest())
+        return start_guest(nestrt, python, names[-1], *limits, *options)
+
+    yield start
+    nestrt.stop()
+    for name in names:
+        nestrt.run("delete", "--force", name, timeout=50)
+    if broker.process is not None:
+        wait_for(lambda: not set(names) & set(os.listdir(SOCKETS)), "the broker to take note of their end")
 
 
 def run(guest: BrokerGuest, code: str, user: int = 0) -> Any:
