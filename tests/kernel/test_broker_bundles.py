@@ -74,6 +74,9 @@ def divides(bundle: Bundle, broker: Broker) -> None:
 
 def prepare(bundle: Bundle, python: PythonRoot) -> Bundle:
     python_bundle(bundle, python)
+    # The root filesystem is the host root's: a container's own root makes no mount point in it.
+    options = ["nosuid", "nodev", "mode=755"]
+    bundle.config["mounts"].append({"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": options})
     bundle.annotate(level__broker="required")
     bundle.resources(memory={"limit": 64 << 20})
     return bundle.args("/usr/bin/sleep", "600")
