@@ -172,8 +172,8 @@ def _mount(kind: str, target: str) -> None:
         there = None
     if there is not None and kind == "node" and (there.st_mode, there.st_rdev) == (new.st_mode, new.st_rdev):
         return
-    if there is not None and kind == "socket" and there.st_dev == new.st_dev and there.st_ino != new.st_ino:
-        # What an earlier broker put there: nobody listens on it any more.
+    if there is not None and kind == "socket" and there.st_dev == new.st_dev:
+        # What an earlier broker put there. Its inode may have the new one's number: it has been removed.
         os.fchdir(parent)
         try:
             mount.umount(name, MNT_DETACH | UMOUNT_NOFOLLOW)
