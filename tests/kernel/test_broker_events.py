@@ -494,12 +494,16 @@ def test_one_who_never_reads_is_waited_for_by_nobody() -> None:
         with guest_by_hand("slow") as guest:
             async with eye() as broker, trio.open_nursery() as nursery:
 
+                begun = trio.Event()
+
                 async def never(reply: dict[str, Any]) -> None:
                     if reply["event"]["kind"] != "listening":
                         await trio.sleep_forever()
+                    begun.set()
 
                 request = broker.request(guest, "Events", 0, {"kinds": ["created"]}, never)
                 nursery.start_soon(events.METHODS["Events"], request)
+                await begun.wait()
                 async with subscribed(broker, guest, kinds=("created",)) as stream:
                     await trio.sleep(0.1)
                     many = events.LONGEST + 50
