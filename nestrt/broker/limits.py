@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from nestrt.act.containers import Container
 from nestrt.act.update import Update, remark
 from nestrt.broker import devices
 from nestrt.broker.refusal import Refusal
@@ -19,7 +20,7 @@ from nestrt.level.limits import Limits, from_mark, parse_ios
 from nestrt.level.units import parse_count, parse_cpus, parse_quota, parse_size, parse_weight
 from nestrt.oci.resources import Resources
 from nestrt.plan.narrow import within
-from nestrt.record import record, replace
+from nestrt.record import replace
 
 if TYPE_CHECKING:
     from nestrt.broker.device_rules import Rules
@@ -36,16 +37,6 @@ PARSERS: dict[str, tuple[str, Any]] = {
     "pids.max": ("pids", parse_count),
     "io.max": ("io", lambda text: parse_ios(text.splitlines())),
 }
-
-
-@record
-class Subject:
-    """What Update wants to know of a container, of a guest by its mark."""
-
-    id: str
-    cgroup: str
-    virtualized: bool = True
-    document: dict[str, Any] = {}
 
 
 def parse(settings: dict[str, str]) -> Limits:
@@ -66,9 +57,9 @@ def change(guest: Served, new: Limits, rules: Rules | None, note: Note) -> Limit
     plain = new
     if plain.swap is not None and plain.memory is None:
         plain = replace(plain, memory=had.memory)  # the specification counts both together
-    subject = Subject(guest.name, guest.limit)
+    subject = Container("", guest.name, {"cgroup": guest.limit, "virtualized": True})
     before = within(replace(had, devices=None), Resources())
-    update = Update(subject, guest.hierarchies, before, within(plain, Resources()))  # type: ignore[arg-type]
+    update = Update(subject, guest.hierarchies, before, within(plain, Resources()))
     try:
         update.carry_out()
         if rules is not None:
@@ -78,7 +69,7 @@ def change(guest: Served, new: Limits, rules: Rules | None, note: Note) -> Limit
         raise
     finally:
         update.close()
-    remark(subject, guest.hierarchies, plain.to_mark())  # type: ignore[arg-type]
+    remark(subject, guest.hierarchies, plain.to_mark(), f"/{guest.known.root}")
     guest.learn()
     return had
 
