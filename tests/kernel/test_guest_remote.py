@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -247,8 +248,10 @@ def test_events_go_on_when_the_broker_is_killed(start: Start, broker: Broker) ->
     def lines() -> list[str]:
         return guest.shell("cat /tmp/events").splitlines()
 
+    tries = itertools.count()
+
     def seen(number: int) -> bool:
-        run("create", f"before{number}-{len(lines())}")
+        run("create", f"before{number}-{next(tries)}")
         return any(f"/before{number}" in line for line in lines())
 
     wait_for(lambda: seen(0), "the first event", 20)
