@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from nestrt.errors import NestrtError, one_line
+from nestrt.errors import NestrtError, NotFound, one_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +17,15 @@ COMMANDS = {
     "tree": "every group of every guest at every level",
     "ls": "the guests of this level and below",
     "show": "one guest in full",
+    "why": "what really limits a group or process: the chain up to the root, and who set what",
+    "top": "what guests use, live",
+    "graph": "a picture of the nest: SVG or HTML",
+    "metrics": "OpenMetrics text for Prometheus",
+    "freeze": "stop all processes of a guest of any runtime",
+    "thaw": "let them go on",
+    "lock": "keep a guest from changing its tree, until unlock",
+    "unlock": "let it change its tree again",
+    "host": "prepare the host: a share for the system, the rest for guests",
     "guest": "inside a guest: see and divide what it has",
     "check": "whether the laws hold for a running guest",
     "policy": "check policies and bindings, explain what a bundle gets",
@@ -25,6 +34,8 @@ COMMANDS = {
     "hooks": "bind the plugin to engines that run other runtimes",
     "hook": "the plugin: what engines call for each container",
     "wrap": "the plugin: a runtime that prepares guests for another one",
+    "completion": "completion for bash, zsh or fish",
+    "schema": "JSON schemas of what --format json prints",
 }
 # The OCI command line, as runc has it: global flags may stand before the verb.
 VERBS = {
@@ -45,6 +56,15 @@ VERBS = {
     "list": "all containers",
     "spec": "write a config.json to begin with",
     "features": "what this runtime and host can do, as JSON",
+}
+# Verbs that have a wider form, for guests of any runtime: nestrt.cli._host_VERB. It is taken where an option is given
+# that only it has, or where the operand names no container of this runtime.
+WIDER = {
+    "ps": "the processes of all guests, or of some",
+    "events": "what happens to all guests, or to some",
+    "update": "change limits of a guest of any runtime",
+    "kill": "send a signal to all processes of a guest of any runtime",
+    "exec": "run a process in a guest of any runtime",
 }
 # They clone: the wait that a process's first move between groups costs begins while modules are imported.
 CLONING = ("launch", "create", "run", "exec")
@@ -124,15 +144,47 @@ def _engine(words: list[str]) -> int:
             f"nestrt: unknown verb {words[0]!a}\n" if wrong else engine.help_text(f"\n{rows}")
         )
         return 1 if wrong else 0
-    return _timely(words[0], lambda: engine.run(words[0], flags, words[1:]))
+    verb, words = words[0], words[1:]
+    form = "runtime" if given or verb not in WIDER else _form(verb, flags.root, words)
+    if form != "runtime":
+        try:
+            return _timely(verb, lambda: _run(verb, words, f"_host_{verb}"))
+        except NotFound as error:
+            if form == "host":
+                sys.stderr.write(f"nestrt: {error}\n")
+                return error.status
+            # No guest either: it is for the runtime to say so, in the words that engines look for.
+    return _timely(verb, lambda: engine.run(verb, flags, words))
 
 
-def _run(command: str, argv: list[str]) -> int:
+def _form(verb: str, root: str, words: list[str]) -> str:
+    """Which form of *verb* is meant: the "runtime"'s for a container of *root*, the "host"'s where *words* make no
+    sense to the runtime's, or "either", the host's if there is such a guest."""
+    from os.path import isdir
+
+    from nestrt.cli.options import parse_go
+
+    if words[:1] in (["--help"], ["-h"]):
+        return "host" if verb in ("ps", "events") else "runtime"
+    module = __import__(f"nestrt.cli.{verb}", fromlist=["OPTIONS"])
     try:
-        module = __import__(f"nestrt.cli.{command}", fromlist=["main"])
+        _, _, operands = parse_go(module.OPTIONS, words, verb, permute=verb not in ("ps", "exec"))
+    except NestrtError:
+        return "host"
+    if not operands:
+        return "host" if verb in ("ps", "events") else "runtime"
+    return "runtime" if "/" not in operands[0] and isdir(f"{root}/{operands[0]}") else "either"
+
+
+def _run(command: str, argv: list[str], name: str = "") -> int:
+    """Carry out *command*, in the module of its name; in the module *name*, a verb's wider form: raises NotFound."""
+    try:
+        module = __import__(f"nestrt.cli.{name or command}", fromlist=["main"])
         status = module.main(argv)
         sys.stdout.flush()
     except NestrtError as error:
+        if name and isinstance(error, NotFound):
+            raise
         sys.stderr.write(f"nestrt: {error}\n")
         return error.status
     except BrokenPipeError:
