@@ -195,7 +195,10 @@ class Making:
         request = None
         if policy is not None:
             args = spec.process.args if spec.process else ()
-            request = Request(self.id, self.rootfs, args, policy, cgroup=cgroup, net="bundle")
+            from nestrt.level.binding import made_by
+
+            origin = made_by("nestrt", spec.annotations, self.bundle_path)
+            request = Request(self.id, self.rootfs, args, policy, cgroup=cgroup, net="bundle", origin=origin)
         facts = gather_bundle(cgroup, request)
         held = held_devices(facts)
         if request is not None:

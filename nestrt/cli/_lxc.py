@@ -270,7 +270,7 @@ def find(said: Call, usual: str) -> Guest | None:
     name = guest_name(said.name, group)
     stands = limits_on(hierarchies, group)
     policy = lxc.within(host, stands, who)
-    origin = (("engine", "lxc"), ("record", said.key))
+    origin = (("runtime", "plugin"), ("engine", "lxc"), ("record", said.key))
     request = Request(name, "/", (), policy, cgroup=group, net="bundle", origin=origin)
     facts = gather_bundle(group, request)
     if facts.hierarchies != hierarchies:

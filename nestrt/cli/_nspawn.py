@@ -69,7 +69,7 @@ def find(machine: str, usual: str, who: Identity) -> Guest | None:
     stands = limits_on(hierarchies, group)
     nspawn.require(host.limits, stands, machine)
     policy = replace(lxc.within(host, stands, who), start_in=".")
-    origin = (("engine", "systemd-nspawn"), ("root", nspawn.PAYLOAD))
+    origin = (("runtime", "plugin"), ("engine", "systemd-nspawn"), ("root", nspawn.PAYLOAD))
     request = nspawn.Payload(
         _lxc.guest_name(machine, group), "/", (), policy, cgroup=group, net="bundle", origin=origin
     )

@@ -14,6 +14,7 @@ from nestrt.controllers.oci_devices import as_allow_list
 from nestrt.errors import HostError, InputError, NestrtError, StateError
 from nestrt.kernel import pidfd
 from nestrt.level.binding import Bundle as Bound
+from nestrt.level.binding import made_by
 from nestrt.level.check import check
 from nestrt.level.devices import EVERYTHING
 from nestrt.level.limits import Limits
@@ -128,7 +129,8 @@ def find(
         raise _no_place(spec, id)
     args = spec.process.args if spec.process else ()
     name = guest_name(group)
-    request = Request(name, "/", args, policy, cgroup=group, net="bundle")
+    origin = made_by("plugin", spec.annotations, path)
+    request = Request(name, "/", args, policy, cgroup=group, net="bundle", origin=origin)
     facts = gather_bundle(group, request)
     held = held_devices(facts)
     if held is not None:
@@ -309,7 +311,7 @@ def _vacate(found: records.Record, guest: Guest) -> None:
 def with_origin(bundle: Bundle, found: records.Record) -> Bundle:
     """*bundle* with the record's name for its mark."""
     assert bundle.request is not None
-    return replace(bundle, request=replace(bundle.request, origin=(("record", found.name),)))
+    return replace(bundle, request=replace(bundle.request, origin=(*bundle.request.origin, ("record", found.name))))
 
 
 def later(bundle: Bundle, facts: Facts, generation: str, created: int, parked: bool) -> dict[str, object]:

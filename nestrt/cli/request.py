@@ -220,6 +220,7 @@ def build(single: dict[str, str], repeated: dict[str, list[str]], words: list[st
         name=name,
         rootfs=os.path.abspath(single["rootfs"]),
         command=tuple(words),
+        origin=(("runtime", "launch"),),
         policy=replace(policy, limits=limits),
         environment=_environment([*(["TERM"] if "terminal" in single else []), *repeated.get("env", [])]),
         workdir=single.get("workdir", "/"),

@@ -60,6 +60,8 @@ class Mark:
     proc_pid_stat(5) field 22) are as the launching level sees them; *created* is in seconds since 1970.
     *ids* are (inside, outside, count) at the launching level. *view*, *limits*, *partition* and *net*
     are as nestrt's mark format has them, cut down to plain bounded values. *root* is the name of the guest root.
+    *runtime* is "launch", "nestrt" (the OCI runtime) or "plugin" (another runtime's guest), *engine* what called it:
+    "podman", "docker", "lxc"; "" where not known. *locked*: the guest may not change its tree.
     """
 
     attribute: str
@@ -84,9 +86,17 @@ class Mark:
     max_depth: int = -1
     net: dict[str, Any] | None = None
     rm: bool = False
+    runtime: str = ""
+    engine: str = ""
+    locked: bool = False
     root: str = "guest"
     whole: bool = False
     problems: tuple[str, ...] = ()
+
+    @property
+    def made_by(self) -> str:
+        """Runtime and engine in one word: "launch", "podman/plugin"; "" where the mark does not say."""
+        return "/".join(part for part in (self.engine, self.runtime) if part)
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
@@ -196,6 +206,9 @@ def parse(raw: bytes, attribute: str) -> Mark:
         max_depth=get.number("max_depth"),
         net=get.mapping("net"),
         rm=values.get("rm") is True,
+        runtime=get.text("runtime")[:32],
+        engine=get.text("engine")[:32],
+        locked=values.get("locked") is True,
         root=_root(values.get("root")),
         whole="state" in values or "command" in values,
         problems=tuple(get.problems),

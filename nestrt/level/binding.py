@@ -127,6 +127,12 @@ def engine_of(annotations: Mapping[str, str], bundle: str) -> str:
     return "buildah" if name.startswith("buildah") and name[7:].isdigit() else ""
 
 
+def made_by(runtime: str, annotations: tuple[tuple[str, str], ...], bundle: str) -> tuple[tuple[str, object], ...]:
+    """What a guest's mark says of who made it: the *runtime*, and the engine that called it, where that is known."""
+    engine = engine_of(dict(annotations), bundle)
+    return (("runtime", runtime), *((("engine", engine),) if engine else ()))
+
+
 def glob(pattern: str, text: str) -> bool:
     """Whether *text*, of at most 4096 characters, is as *pattern* says: ``*`` any text, ``?`` one character."""
     if len(text) > TEXT_LIMIT:
