@@ -29,7 +29,12 @@ from nestrt.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nestrt.host.keys import Value
+
+    # What works in a group, and the path of the group that sets it: by key where the value is.
+    Bound = tuple[Value, str | dict[str, str]]
 
 
 @record
@@ -51,37 +56,30 @@ class Limit:
     usage: int | None
 
 
-def smallest(chain: list[tuple[str, int]]) -> tuple[int, str]:
-    """The effective value of (path, number) pairs from the root down, and the path that binds ("" if none)."""
-    effective, binds = MAX, ""
-    for path, value in chain:
-        if value != MAX and (effective == MAX or value < effective):
-            effective, binds = value, path
-    return effective, binds
+def tighten(above: Bound | None, path: str, own: Value) -> Bound:
+    """What works in the group *path*, whose own value is *own*, below a group where *above* does (None: below none).
 
-
-def intersection(chain: list[tuple[str, frozenset[int]]]) -> tuple[frozenset[int], str]:
-    """The effective set of (path, set) pairs from the root down, and the path that last made it smaller.
-
-    An empty set stands for what the parent has; so does, on v2, one that has nothing in common
-    with it (cgroup-v2.rst, cpuset.cpus). The outermost group with a set has all that there is, and does not bind.
+    Numbers: the smallest. Sets: what is in both; an empty one stands for what the group above has, and so does, on
+    v2, one that has nothing in common with it (cgroup-v2.rst, cpuset.cpus); the outermost group with a set
+    has all that there is, and does not bind. Numbers by key: the smallest for each.
     """
-    effective: frozenset[int] | None = None
-    binds = ""
-    for path, value in chain:
-        if effective is None:
-            effective = value or None
-            binds = path if effective and path != "/" else ""
-        elif value & effective and value & effective != effective:
-            effective, binds = value & effective, path
-    return effective or frozenset(), binds
-
-
-def smallest_by_key(chain: list[tuple[str, dict[str, int]]]) -> tuple[dict[str, int], dict[str, str]]:
-    """smallest() for each key of (path, {key: number}) pairs."""
-    effective, binds = {}, {}
-    for key in sorted({key for _, values in chain for key in values}):
-        effective[key], binds[key] = smallest([(path, values.get(key, MAX)) for path, values in chain])
+    if isinstance(own, int):
+        if own == MAX or (above and above[0] != MAX and own >= above[0]):  # type: ignore[operator]
+            return above or (MAX, "")
+        return own, path
+    if isinstance(own, frozenset):
+        if not above or not above[0]:
+            return own, path if own and path != "/" else ""
+        both = own & above[0]  # type: ignore[operator]
+        return (both, path) if both and both != above[0] else above
+    if not own:
+        return above or ({}, {})
+    effective: dict[str, int]
+    binds: dict[str, str]
+    effective, binds = (dict(part) for part in above or ({}, {}))  # type: ignore[arg-type, assignment]
+    for key, number in own.items():
+        if key not in effective or number < effective[key]:
+            effective[key], binds[key] = number, path
     return effective, binds
 
 
@@ -95,7 +93,8 @@ class Reader:
     """Reads limits, and each file of each group only once: chains of neighbours share their ancestors."""
 
     def __init__(self) -> None:
-        self._values: dict[tuple[str, str], Value | None] = {}
+        # By directory and key: the group's own value, and what works there.
+        self._groups: dict[str, dict[str, tuple[Value | None, Bound | None]]] = {}
         self._keys: dict[tuple[str, str], tuple[Key, ...]] = {}
         self._alike: dict[str, tuple[Key, ...]] = {}
 
@@ -117,34 +116,50 @@ class Reader:
             self._alike[directory] = self._keys[alike]
         return self._alike[directory]
 
+    def _known(self, hierarchy: Hierarchy, key: Key, path: str) -> tuple[Value | None, Bound | None]:
+        """The value of *path* and what works there, having looked at the groups above as far as they are not known."""
+        missing: list[str] = []
+        above: Bound | None = None
+        while True:
+            found = self._groups.setdefault(hierarchy.path(path), {}).get(key.name)
+            if found is not None:
+                if not missing:
+                    return found
+                above = found[1]
+                break
+            missing.append(path)
+            if path == "/":
+                break
+            path = path.rpartition("/")[0] or "/"
+        for path in reversed(missing):
+            directory = hierarchy.path(path)
+            own: Value | None
+            try:
+                own = key.read(lambda file: read_text(f"{directory}/{file}").strip())  # noqa: B023  it is called here
+            except (OSError, ValueError):
+                own = None
+            above = above if own is None else tighten(above, path, own)
+            self._groups[directory][key.name] = found = own, above
+        assert found is not None
+        return found
+
     def value(self, hierarchy: Hierarchy, key: Key, path: str) -> Value | None:
         """The group's own value; None if it has no such file (the root, a disabled controller) or is gone."""
-        directory = hierarchy.path(path)
-        if (directory, key.name) not in self._values:
-            value: Value | None
-            try:
-                value = key.read(lambda file: read_text(f"{directory}/{file}").strip())
-            except (OSError, ValueError):
-                value = None
-            self._values[directory, key.name] = value
-        return self._values[directory, key.name]
+        return self._known(hierarchy, key, path)[0]
 
     def limit(self, hierarchy: Hierarchy, key: Key, path: str) -> Limit | None:
         """The limit *key* of the group *path* and its effective value; None if the group does not have it."""
-        own = self.value(hierarchy, key, path)
-        if own is None:
+        own, works = self._known(hierarchy, key, path)
+        if own is None or works is None:
             return None
-        chain = [(group, self.value(hierarchy, key, group)) for group in ancestors(path)]
-        binds: str | dict[str, str]
-        effective: Value
-        if isinstance(own, frozenset):
-            effective, binds = intersection([(group, v) for group, v in chain if isinstance(v, frozenset)])
-        elif isinstance(own, dict):
-            effective, binds = smallest_by_key([(group, v) for group, v in chain if isinstance(v, dict)])
-        else:
-            effective, binds = smallest([(group, v) for group, v in chain if isinstance(v, int)])
         used = usage(hierarchy, key, path)
-        return Limit(key.name, key.controller, hierarchy.name, key.unit, own, effective, binds, used)
+        return Limit(key.name, key.controller, hierarchy.name, key.unit, own, works[0], works[1], used)
+
+    def forget(self, directories: Iterable[str]) -> None:
+        """Keep nothing of groups that nobody asks for again."""
+        for directory in directories:
+            self._groups.pop(directory, None)
+            self._alike.pop(directory, None)
 
     def limits(self, hierarchies: tuple[Hierarchy, ...], path: str) -> list[Limit]:
         """All limits of the group *path*, by hierarchy and controller."""

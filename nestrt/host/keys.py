@@ -32,7 +32,8 @@ class Key:
     """A limit that groups can have.
 
     *controller* is its v2 name, *unit* and *combine* (min, intersect) are those of controllers.base.File. *read* gets a
-    function that reads one file of the group; *usage* is the file that counts what is used, "" if there is none.
+    function that reads one file of the group; *usage* is the file that counts what is used, "" if there is none; *files*
+    are those that it is read from.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Key:
     combine: str
     read: Callable[[Callable[[str], str]], Value]
     usage: str
+    files: tuple[str, ...] = ()
 
 
 def number(text: str) -> int:
@@ -120,7 +122,7 @@ def _keys_of_file(controller: Controller, file: File, version: int, listing: lis
         usage = counter.name.replace("*", part) if counter else ""
         read = _v1_quota if name == "cpu.cfs_quota_us" else _reader(name, _CONVERT[file.unit])
         key = (like.name if like else file.name).replace("*", part)
-        found.append(Key(key, controller.name, file.unit, file.combine, read, usage))
+        found.append(Key(key, controller.name, file.unit, file.combine, read, usage, (name,)))
     return found
 
 
@@ -130,7 +132,8 @@ def keys_of(controllers: tuple[str, ...], version: int, listing: list[str]) -> t
     for controller in for_hierarchy(controllers, version):
         if controller.name == "io" and version == 1:
             if THROTTLES[0][1] in listing:
-                found.append(Key("io.max", "io", "keys", "min", _v1_io, ""))
+                files = tuple(file for _, file in THROTTLES)
+                found.append(Key("io.max", "io", "keys", "min", _v1_io, "", files))
             continue
         for file in controller.files(version):
             if file.combine != "none" and file.unit in _CONVERT and file.meaning not in PROTECTIONS:

@@ -3,13 +3,14 @@
 A guest, everywhere::
 
     {"name": "web/db", "level": 2, "state": "running|paused|stopped|creating", "pid": 4242,
-     "claim": true, "mark": "trusted.nestrt", "owner": 0, "id": "9f3c…", "path": "/nestrt/web/guest/nestrt/db",
+     "claim": true, "mark": "trusted.nestrt", "runtime": "launch", "engine": null, "locked": false, "owner": 0,
+     "id": "9f3c…", "path": "/nestrt/web/guest/nestrt/db",
      "created": 1763770000, "rootfs": "/srv/db", "command": ["sh"],
      "cpus": "0-1", "cpu_quota": 150000, "cpu_usec": 81234,
      "memory": {LIMIT}, "pids": {LIMIT}, "group_count": 5, "unread": []}
 
-*claim*: what the mark says (id, created, rootfs, command) was said inside a guest, or by another
-user. *pid* is the first process as seen from here. *cpus*, *cpu_quota* (µs per
+*claim*: what the mark says (id, created, rootfs, command, runtime, engine) was said inside a guest, or by another
+user. *runtime* is "launch", "nestrt" or "plugin", *engine* what called it. *pid* is the first process as seen from here. *cpus*, *cpu_quota* (µs per
 100000 µs) are effective. *cpu_usec* is µs of CPU time used. *group_count* is of all groups below the
 limit group, at every level. *unread* are groups that could not be looked into. A limit::
 
@@ -36,6 +37,7 @@ from nestrt.level.units import MAX, format_cpus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from nestrt.host.keys import Value
@@ -47,7 +49,8 @@ def _known(number: int) -> int | None:
     return number if number >= 0 else None
 
 
-def _value(value: Value) -> Any:
+def value(value: Value) -> Any:
+    """A limit's value: a number, null for none, a list of numbers as text, or an object."""
     if isinstance(value, frozenset):
         return format_cpus(value)
     if isinstance(value, dict):
@@ -64,8 +67,8 @@ def limit(found: Limit | None) -> Json | None:
         "controller": found.controller,
         "hierarchy": found.hierarchy,
         "unit": found.unit,
-        "limit": _value(found.limit),
-        "effective": _value(found.effective),
+        "limit": value(found.limit),
+        "effective": value(found.effective),
         "binds": found.binds or None,
         "usage": found.usage,
     }
@@ -97,14 +100,17 @@ def guest(sight: Sight, found: Guest) -> Json:
         "pid": _known(sight.pid(found)),
         "claim": found.claim,
         "mark": mark.attribute,
+        "runtime": mark.runtime or None,
+        "engine": mark.engine or None,
+        "locked": mark.locked,
         "owner": found.owner,
         "id": mark.id,
         "path": found.path,
         "created": _known(mark.created),
         "rootfs": mark.rootfs,
         "command": list(mark.command),
-        "cpus": _value(cpus.effective) if cpus else None,
-        "cpu_quota": _value(quota.effective) if quota else None,
+        "cpus": value(cpus.effective) if cpus else None,
+        "cpu_quota": value(quota.effective) if quota else None,
         "cpu_usec": sight.cpu_time(found),
         "memory": limit(sight.limit(found, "memory.max")),
         "pids": limit(sight.limit(found, "pids.max")),
@@ -124,22 +130,43 @@ def _group(sight: Sight, found: Group, members: list[Process] | None) -> Json:
     return shown
 
 
+def _groups(sight: Sight, found: Guest, with_processes: bool, depth: int | None) -> Iterator[Json]:
+    members = sight.processes(found) if with_processes else None
+    deepest = None if depth is None else found.root.count("/") + depth
+    yield _group(sight, Group(found.path, found.hierarchies), members)
+    for group in found.groups:
+        if deepest is None or group.path.count("/") <= deepest:
+            yield _group(sight, group, members)
+
+
 def tree(sight: Sight, guests: list[Guest], with_processes: bool, depth: int | None) -> list[Json]:
     """The guests with "groups" (path, hierarchies, limits, on demand processes) and, nested, "guests"."""
-    shown = []
-    for found in guests:
-        members = sight.processes(found) if with_processes else None
-        deepest = None if depth is None else found.root.count("/") + depth
-        groups = [g for g in found.groups if deepest is None or g.path.count("/") <= deepest]
-        own = Group(found.path, found.hierarchies)
-        shown.append(
-            {
-                **guest(sight, found),
-                "groups": [_group(sight, each, members) for each in (own, *groups)],
-                "guests": tree(sight, found.guests, with_processes, depth),
-            }
-        )
-    return shown
+    return [
+        {
+            **guest(sight, found),
+            "groups": list(_groups(sight, found, with_processes, depth)),
+            "guests": tree(sight, found.guests, with_processes, depth),
+        }
+        for found in guests
+    ]
+
+
+def tree_text(sight: Sight, guests: list[Guest], with_processes: bool, depth: int | None) -> Iterator[str]:
+    """tree() as JSON text in pieces, a line for each guest and each group: of 10,000 groups none is kept."""
+    from json import dumps
+
+    yield "["
+    for number, found in enumerate(guests):
+        yield (",\n" if number else "\n") + dumps(guest(sight, found))[:-1] + ', "groups": ['
+        mark = "\n"
+        for shown in _groups(sight, found, with_processes, depth):
+            yield mark + dumps(shown)
+            mark = ",\n"
+        yield '], "guests": '
+        yield from tree_text(sight, found.guests, with_processes, depth)
+        yield "}"
+        sight.forget(found)
+    yield "]"
 
 
 def everything(sight: Sight, found: Guest) -> Json:

@@ -12,7 +12,7 @@ import os
 from nestrt.errors import InputError, NotFound
 from nestrt.host.effective import Limit, Reader, cpu_time
 from nestrt.host.marks import escape, read_stamp, valid_name
-from nestrt.host.processes import Process, first_process, is_running, processes, read_text
+from nestrt.host.processes import Process, add_commands, first_process, is_running, processes, read_text
 from nestrt.host.walk import Guest, View
 from nestrt.kernel import bpf
 from nestrt.level.values import closest
@@ -45,16 +45,25 @@ class Sight:
         self.names["/"] = f"level {view.level}"
         self.reader = Reader()
         self._processes: dict[str, list[Process]] = {}
+        self._commands: set[str] = set()
 
     def processes(self, guest: Guest) -> list[Process]:
         """The processes in the guest's own groups, without those of its guests."""
+        found = self.members(guest)
+        if guest.path not in self._commands:
+            self._commands.add(guest.path)
+            add_commands(found)
+        return found
+
+    def members(self, guest: Guest) -> list[Process]:
+        """The same; the command lines may not have been read, and commands be names in brackets."""
         if guest.path not in self._processes:
-            self._processes[guest.path] = processes(guest, self.view)
+            self._processes[guest.path] = processes(guest, self.view, commands=False)
         return self._processes[guest.path]
 
     def pid(self, guest: Guest) -> int:
         """The guest's first process, by the number that we see it under; -1 if it has ended."""
-        return first_process(guest, self.processes(guest) if guest.claim else [])
+        return first_process(guest, self.members(guest) if guest.claim else [])
 
     def state(self, guest: Guest) -> str:
         """creating, running, paused or stopped, as things are and not as a mark says.
@@ -92,6 +101,12 @@ class Sight:
     def limits(self, path: str, names: tuple[str, ...]) -> list[Limit]:
         """All limits of the group *path*, which the hierarchies *names* have."""
         return self.reader.limits(tuple(h for h in self.view.hierarchies if h.name in names), path)
+
+    def forget(self, guest: Guest) -> None:
+        """Keep nothing of *guest* that was read for this picture: nobody asks again."""
+        self._processes.pop(guest.path, None)
+        for hierarchy in self.view.hierarchies:
+            self.reader.forget(hierarchy.path(path) for path in (guest.path, *(g.path for g in guest.groups)))
 
     def cpu_time(self, guest: Guest) -> int | None:
         """µs of CPU time that the guest used, its guests included; None where nothing counts it."""

@@ -151,18 +151,24 @@ def _attributes(directory: str | int) -> list[str]:
         raise
 
 
-def _look(directory: str | int) -> tuple[Mark | None, int, list[str]]:
-    """A directory's mark, owner and child groups, the last first. OSError if it is gone."""
+def _look_at(directory: str | int) -> tuple[Mark | None, int, int]:
+    """A directory's mark, owner and number of links. OSError if it is gone."""
     names = _attributes(directory)
     mark = read_mark(directory, names) if names else None
     status = os.stat(directory)
+    return mark, status.st_uid, status.st_nlink
+
+
+def _look(directory: str | int) -> tuple[Mark | None, int, list[str]]:
+    """A directory's mark, owner and child groups, the last first. OSError if it is gone."""
+    mark, owner, links = _look_at(directory)
     children = []
-    if status.st_nlink != 2:
+    if links != 2:
         with os.scandir(directory) as entries:
             children = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         if len(children) > 1:
             children.sort(reverse=True)
-    return mark, status.st_uid, children
+    return mark, owner, children
 
 
 def scan(mountpoint: str, top: str = "", inside: bool = True) -> Iterator[_Seen]:
@@ -281,13 +287,45 @@ def walk(hierarchies: tuple[Hierarchy, ...], everywhere: bool = False, inside: b
     """
     if not hierarchies:
         return View(0, "host", (), [])
+    view = _level(hierarchies)
+    _sort_in(view, _collect(hierarchies, everywhere, inside))
+    return view
+
+
+def along(hierarchies: tuple[Hierarchy, ...], paths: dict[str, str]) -> View:
+    """The guests on the way to the groups *paths* (by hierarchy's name), and of their groups those on the way.
+
+    A few directories are looked at, however many there are.
+    """
+    view = _level(hierarchies)
+    places: dict[str, _Place] = {}
+    first = primary(hierarchies)
+    for hierarchy in (first, *(h for h in hierarchies if h is not first)):
+        path = paths.get(hierarchy.name, "")
+        ends = [place for place, letter in enumerate(path) if letter == "/" and place] + [len(path)]
+        for end in ends[:DEEPEST]:
+            try:
+                mark, owner, _ = at(hierarchy.mountpoint + path[:end], _look_at)
+            except OSError:
+                break
+            if mark or places or path[:end] in places:
+                _add(places, hierarchy.name, _Seen(path[:end], mark, owner, True))
+    _sort_in(view, places)
+    return view
+
+
+def _level(hierarchies: tuple[Hierarchy, ...]) -> View:
+    """A view without guests, of the level that looks."""
     stamp = read_stamp(primary(hierarchies).mountpoint)
     level = stamp.get("level")
     level = level if type(level) is int and 0 <= level < 1000 else 0
     name = stamp.get("name")
-    view = View(level, name if level and isinstance(name, str) else "host", hierarchies, [])
+    return View(level, name if level and isinstance(name, str) else "host", hierarchies, [])
+
+
+def _sort_in(view: View, places: dict[str, _Place]) -> None:
+    """Make guests and their groups of *places*."""
     host_root = _host_root()
-    places = _collect(hierarchies, everywhere, inside)
     around: list[Guest] = []
     for path in sorted(places, key=lambda path: path.split("/")):
         place = places[path]
@@ -315,4 +353,3 @@ def walk(hierarchies: tuple[Hierarchy, ...], everywhere: bool = False, inside: b
             outer.groups.append(Group(path, tuple(place.hierarchies)))
         if around and not place.read:
             around[-1].unread.append(path)
-    return view

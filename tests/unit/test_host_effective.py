@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestrt.host.effective import ancestors, intersection, smallest, smallest_by_key
+from nestrt.host.effective import ancestors, tighten
 from nestrt.host.keys import keyed, keys_of, number, numbers, quota
 from nestrt.level.units import MAX
 
 
-def chain(*values: object) -> list[tuple[str, object]]:
-    """Values from the root down, at /, /1, /1/2 and so on."""
-    paths = ["/"] + ["/" + "/".join(str(n) for n in range(1, depth + 1)) for depth in range(1, len(values))]
-    return list(zip(paths, values, strict=True))
+def works(*values: Any) -> tuple[Any, Any]:
+    """What works in the last group, and which binds, of groups with these values: /, /1, /1/2 and so on."""
+    found = None
+    for depth, value in enumerate(values):
+        found = tighten(found, "/" + "/".join(str(n) for n in range(1, depth + 1)), value)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize(
@@ -28,12 +33,12 @@ def chain(*values: object) -> list[tuple[str, object]]:
     ],
 )
 def test_smallest(values: tuple[int, ...], effective: int, binds: str) -> None:
-    assert smallest(chain(*values)) == (effective, binds)  # type: ignore[arg-type]
+    assert works(*values) == (effective, binds)
 
 
 @given(st.lists(st.integers(-1, 5), min_size=1, max_size=6))
 def test_smallest_is_the_smallest_limit(values: list[int]) -> None:
-    effective, binds = smallest(chain(*values))  # type: ignore[arg-type]
+    effective, binds = works(*values)
     limits = [value for value in values if value != MAX]
     assert effective == (min(limits) if limits else MAX)
     assert bool(binds) == bool(limits)
@@ -55,20 +60,18 @@ def s(*items: int) -> frozenset[int]:
     ],
 )
 def test_intersection(values: tuple[frozenset[int], ...], effective: frozenset[int], binds: str) -> None:
-    assert intersection(chain(*values)) == (effective, binds)  # type: ignore[arg-type]
+    assert works(*values) == (effective, binds)
 
 
 @given(st.lists(st.frozensets(st.integers(0, 3)), min_size=1, max_size=5))
 def test_intersection_is_within_every_set_that_counts(values: list[frozenset[int]]) -> None:
-    effective, _ = intersection(chain(*values))  # type: ignore[arg-type]
+    effective, _ = works(*values)
     assert effective <= next((value for value in values if value), frozenset())
     assert bool(effective) == any(values)
 
 
 def test_smallest_by_key() -> None:
-    effective, binds = smallest_by_key(
-        [("/", {}), ("/1", {"8:0 rbps": 100, "8:0 wbps": 9}), ("/1/2", {"8:0 rbps": 50, "8:16 riops": 5})]
-    )
+    effective, binds = works({}, {"8:0 rbps": 100, "8:0 wbps": 9}, {"8:0 rbps": 50, "8:16 riops": 5})
     assert effective == {"8:0 rbps": 50, "8:0 wbps": 9, "8:16 riops": 5}
     assert binds == {"8:0 rbps": "/1/2", "8:0 wbps": "/1", "8:16 riops": "/1/2"}
 
