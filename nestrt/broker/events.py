@@ -14,11 +14,11 @@ from weakref import WeakKeyDictionary
 import trio
 
 from nestrt.broker.interest import Interest
-from nestrt.broker.reaction_text import Trigger, parse_threshold
 from nestrt.broker.refusal import Refusal
 from nestrt.broker.request import Method, Request
 from nestrt.broker.served import Served, Tree
-from nestrt.broker.watch_sources import KINDS, RESOURCES
+from nestrt.host.event_sources import KINDS, RESOURCES
+from nestrt.host.pressure import Trigger, parse_threshold
 
 LONGEST = 256  # events that wait for a reader
 MOST_SUBSCRIPTIONS = 16  # of one guest

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-from nestrt.broker.reaction_text import Trigger
-from nestrt.broker.watch_sources import TREE
 from nestrt.broker.watch_tree import fitting
 from nestrt.guest import client
+from nestrt.host.event_sources import TREE
+from nestrt.host.pressure import Trigger
 
 
 class Interest:

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any, Callable
 import trio
 
 from nestrt.broker import reacting_acts as acts
-from nestrt.broker import watch_sources as sources
 from nestrt.broker.guard import Guard
 from nestrt.broker.interest import Interest
-from nestrt.broker.reaction_text import Reaction, parse_threshold
+from nestrt.broker.reaction_text import Reaction
 from nestrt.broker.refusal import Refusal, from_error
 from nestrt.broker.served import Served, Tree
 from nestrt.errors import NestrtError
 from nestrt.guest import client
 from nestrt.guest.client import GuestError
+from nestrt.host import event_sources as sources
+from nestrt.host.pressure import parse_threshold
 
 if TYPE_CHECKING:
     from nestrt.broker.server import Broker

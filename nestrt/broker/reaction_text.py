@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from nestrt.broker.refusal import Refusal
 from nestrt.guest import client
+from nestrt.host.pressure import parse_threshold
 from nestrt.record import record
 
 LARGEST = 8192  # bytes of the attribute; two reactions take 600
@@ -28,11 +29,6 @@ ACTIONS = ("kill", "freeze", "raise", "tell")
 FALLBACKS = ("kill", "freeze", "nothing")
 ANSWERS = ("kill", "freeze", "raise", "nothing")
 FIELDS = ("group", "on", "action", "threshold", "step", "most", "seconds", "fallback")
-
-# kernel/sched/psi.c, psi_trigger_create(): the window's bounds, and its step without CAP_SYS_RESOURCE (Linux 6.5).
-SHORTEST_WINDOW, LONGEST_WINDOW, WINDOW_STEP = 500_000, 10_000_000, 2_000_000  # µs
-LEVELS = ("low", "medium", "critical")  # cgroup-v1/memory.rst, section 11
-_TRIGGER = re.compile(r"(?:(cpu|io|memory) )?(some|full) ([0-9]{1,8}) ([0-9]{1,8})")
 
 # memory.high stands this much below memory.max: a 16th, and what can be charged while an answer is awaited. A task
 # that is far above memory.high sleeps 2 s for each batch of 64 pages (mm/memcontrol.c, MEMCG_MAX_HIGH_DELAY_JIFFIES,
@@ -74,37 +70,8 @@ class Reaction:
         return self.on == "oom" and self.action != "kill"
 
 
-@record
-class Trigger:
-    """*file* of the group that takes *text*. PSI: *stall* µs in a *window* of µs; else a level of v1's."""
-
-    file: str
-    text: str
-    stall: int = 0
-    window: int = 0
-
-    def unprivileged(self) -> Trigger:
-        """The same share of stalled time, in the next window that a broker without CAP_SYS_RESOURCE may ask for."""
-        window = min(-(-self.window // WINDOW_STEP) * WINDOW_STEP, LONGEST_WINDOW)
-        stall = max(self.stall * window // self.window, 1)
-        return Trigger(self.file, f"{self.text.split()[0]} {stall} {window}", stall, window)
-
-
 def _bad(group: str, reason: str, remedy: str) -> NoReturn:
     raise Refusal("BadValue", f"cannot react for group {group}: {reason}", remedy)
-
-
-def parse_threshold(text: str) -> Trigger | None:
-    """ "some 150000 1000000", "cpu some …", or v1's "medium"; None where it is neither."""
-    if text in LEVELS:
-        return Trigger("memory.pressure_level", text)
-    found = _TRIGGER.fullmatch(text)
-    if not found:
-        return None
-    stall, window = int(found[3]), int(found[4])
-    if not SHORTEST_WINDOW <= window <= LONGEST_WINDOW or not 0 < stall <= window:
-        return None
-    return Trigger(f"{found[1] or 'memory'}.pressure", f"{found[2]} {stall} {window}", stall, window)
 
 
 def _size(group: str, name: str, text: Any) -> float:

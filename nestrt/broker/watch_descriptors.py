@@ -10,16 +10,13 @@ Documentation/accounting/psi.rst ("Cgroup2 interface"), cgroup-v1/memory.rst, se
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 from typing import Callable
 
 import trio
 
-from nestrt.broker.reaction_text import Trigger
 from nestrt.broker.refusal import Refusal
-from nestrt.kernel import cgroup
 
 BATCH = 64
 
@@ -81,44 +78,3 @@ class Descriptors:
                 call()
             except (Refusal, OSError):  # the guest has ended
                 self.close(descriptor)
-
-
-def listen(place: str, file: str, argument: str = "") -> int:
-    """An eventfd, non-blocking, that counts what v1 tells of *file* in the group directory *place*.
-
-    OSError: ENOENT, EINVAL (an *argument* that the file does not take), EMFILE.
-    """
-    control = os.open(f"{place}/{file}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        try:
-            cgroup.write(f"{place}/cgroup.event_control", f"{event} {control} {argument}".rstrip())
-        except OSError:
-            os.close(event)
-            raise
-    finally:
-        os.close(control)  # the kernel needs it only for as long as the write takes
-    return event
-
-
-def open_trigger(place: str, trigger: Trigger) -> tuple[int, int]:
-    """A descriptor that tells of the pressure that *trigger* means in the group directory *place*, and the epoll(7)
-    events to wait for.
-
-    Without CAP_SYS_RESOURCE the kernel takes only windows of whole 2 s: then it is the same share of time in one of
-    those. OSError: ENOENT, EOPNOTSUPP (no PSI in this kernel or group), EINVAL, EMFILE.
-    """
-    if not trigger.window:
-        return listen(place, trigger.file, trigger.text), select.EPOLLIN
-    descriptor = os.open(f"{place}/{trigger.file}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        try:
-            os.write(descriptor, trigger.text.encode())
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EPERM):
-                raise
-            os.write(descriptor, trigger.unprivileged().text.encode())
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor, select.EPOLLPRI

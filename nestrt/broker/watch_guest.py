@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from nestrt.broker import watch_sources as sources
 from nestrt.broker.interest import Interest, cpus_of
-from nestrt.broker.reaction_text import Trigger
 from nestrt.broker.refusal import Refusal
 from nestrt.broker.served import Served, Tree
 from nestrt.broker.watch_pressure import Triggers
-from nestrt.broker.watch_sources import ASKED, STARVING
 from nestrt.broker.watch_tree import CONTROL, MADE, Watched, children, walk
 from nestrt.guest import client
+from nestrt.host import event_sources as sources
+from nestrt.host.event_sources import ASKED, STARVING
+from nestrt.host.pressure import Trigger
 from nestrt.kernel import inotify
 
 if TYPE_CHECKING:

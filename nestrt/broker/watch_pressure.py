@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any, Callable
 
-from nestrt.broker.reaction_text import Trigger
 from nestrt.broker.refusal import Refusal
 from nestrt.broker.served import Served
-from nestrt.broker.watch_descriptors import Descriptors, open_trigger
+from nestrt.broker.watch_descriptors import Descriptors
 from nestrt.broker.watch_tree import full, no_room
 from nestrt.guest import client
+from nestrt.host.pressure import Trigger, open_trigger
 
 MOST_TRIGGERS = 64  # descriptors of one guest
 

@@ -12,13 +12,13 @@ import os
 import select
 from typing import Callable, Iterable
 
-from nestrt.broker import watch_sources as sources
 from nestrt.broker.refusal import Refusal
 from nestrt.broker.served import Tree
-from nestrt.broker.watch_descriptors import Descriptors, listen
-from nestrt.broker.watch_sources import EVENTFD, TOLD, Source
+from nestrt.broker.watch_descriptors import Descriptors
 from nestrt.guest import client
-from nestrt.kernel import inotify
+from nestrt.host import event_sources as sources
+from nestrt.host.event_sources import EVENTFD, TOLD, Source
+from nestrt.kernel import inotify, oom
 
 MOST_GROUPS = 2000  # looked at for one guest
 MOST_WATCHES = 8192  # inotify watches
@@ -246,7 +246,7 @@ class Watched:
             self._starving(name, inode, count)
 
         try:
-            event = listen(place, "memory.oom_control")
+            event = oom.listen(place)
         except OSError as error:
             if room := no_room(error):
                 raise room from None

@@ -20,13 +20,17 @@ from nestrt.kernel import cgroup, inotify
 MOST_GROUPS = 400
 
 
-def _listen(directory: str) -> int:
-    """An eventfd that counts the times when the v1 group *directory* has no memory left. OSError: ENOENT, EACCES."""
-    control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+def listen(directory: str, file: str = "memory.oom_control", argument: str = "") -> int:
+    """An eventfd, non-blocking, that counts what v1 tells of *file* in the group *directory*: of memory.oom_control,
+    the times when there was none left.
+
+    OSError: ENOENT, EACCES, EINVAL (an *argument* that the file does not take), EMFILE.
+    """
+    control = os.open(f"{directory}/{file}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            cgroup.write(f"{directory}/cgroup.event_control", f"{event} {control}")
+            cgroup.write(f"{directory}/cgroup.event_control", f"{event} {control} {argument}".rstrip())
         except OSError:
             os.close(event)
             raise
@@ -76,7 +80,7 @@ class V1Watch:
         self.events = {}
 
     def _add(self, directory: str) -> None:
-        self.events[directory] = _listen(directory)
+        self.events[directory] = listen(directory)
         inotify.add(self.inotify, directory, inotify.IN_CREATE | inotify.IN_ONLYDIR)
 
     def _look(self) -> None:

@@ -1,5 +1,5 @@
-"""What reactions and events are as text and numbers: nestrt/broker/reaction_text.py, watch_sources.py, events.py, and
-the form of inotify(7)'s events. No kernel, no group."""
+"""What reactions and events are as text and numbers: nestrt/broker/reaction_text.py, host/event_sources.py,
+broker/events.py, and the form of inotify(7)'s events. No kernel, no group."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from nestrt.broker.reaction_text import (
     high_below,
     is_near,
     parse,
-    parse_threshold,
     raised,
 )
 from nestrt.broker.refusal import Refusal
-from nestrt.broker.watch_sources import KINDS, SOURCES, changes, fitting, parse_counts
 from nestrt.guest.client import MAX
+from nestrt.host.event_sources import KINDS, SOURCES, changes, fitting, parse_counts
+from nestrt.host.pressure import parse_threshold
 from nestrt.kernel import inotify
 
 ALL = dict.fromkeys(("threshold", "step", "most", "seconds", "fallback"))
