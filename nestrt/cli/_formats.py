@@ -296,10 +296,11 @@ def write_rows(
         texts = _csv(options, rows, columns)
     else:
         texts = _table(_cells(options, rows, columns), tuple(column.right for column in columns), live)
-    return _write(texts, live)
+    return write_text(texts, live)
 
 
-def _write(texts: Iterable[str], live: bool = False) -> int:
+def write_text(texts: Iterable[str], live: bool = False) -> int:
+    """Write *texts*, which are whole already, in pieces; 0. A reader who has gone away is no error. HostError."""
     out = Writer(live)
     for text in texts:
         out.write(text)
@@ -336,10 +337,10 @@ def write_document(
     """
     form = options.format
     if form == "json":
-        return _write(_document_json(document) if isinstance(document, dict) else document)
+        return write_text(_document_json(document) if isinstance(document, dict) else document)
     if form != "yaml" and not is_template(form):
-        return _write(line + "\n" for line in lines())
+        return write_text(line + "\n" for line in lines())
     value = document if isinstance(document, dict) else json.loads("".join(document))
     if form == "yaml":
-        return _write([_yaml(value)])
-    return _write(_templated(options, [value], aliases or {}, False))
+        return write_text([_yaml(value)])
+    return write_text(_templated(options, [value], aliases or {}, False))

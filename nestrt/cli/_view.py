@@ -8,6 +8,7 @@ import sys
 from nestrt.errors import HostError
 from nestrt.host.render import ASCII, GLYPHS
 from nestrt.host.sight import Sight
+from nestrt.host.style import Style
 from nestrt.host.walk import walk
 from nestrt.probe.facts import read_hierarchies
 
@@ -28,6 +29,12 @@ def look() -> Sight:
 def on_terminal() -> bool:
     """Whether standard output is a terminal."""
     return sys.stdout.isatty()
+
+
+def style() -> Style:
+    """Colours and bars, if standard output is a terminal and NO_COLOR is not set."""
+    colour = on_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return Style(colour, glyphs() is GLYPHS)
 
 
 def width() -> int | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nestrt.host.marks import escape
-from nestrt.host.render import amount, moment, table
+from nestrt.host.render import amount, human, moment, table
+from nestrt.host.report import shown_inside
 from nestrt.host.sight import Sight, count_groups
 from nestrt.host.walk import Guest
 from nestrt.level.units import MAX
@@ -11,6 +12,10 @@ from nestrt.level.units import MAX
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from nestrt.host.effective import Limit
+    from nestrt.host.keys import Value
+    from nestrt.host.laws_subject import Finding
 
 
 def _word(value: Any) -> str:
@@ -34,7 +39,7 @@ def _identity(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
     caps = sight.caps(guest)
     limits = [f"at most {caps['groups']}"] if (caps["groups"] or -1) >= 0 else []
     limits += [f"{caps['depth']} deep"] if (caps["depth"] or -1) >= 0 else []
-    pid, time = sight.pid(guest), sight.cpu_time(guest)
+    pid = sight.pid(guest)
     rows: list[tuple[str, ...]] = [
         ("level", str(guest.level)),
         ("state", sight.state(guest)),
@@ -43,7 +48,6 @@ def _identity(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
         ("owner", f"uid {guest.owner}"),
         ("groups", ", ".join([str(count_groups(guest)), *limits])),
         ("guests", escape(" ".join(inner.name for inner in guest.guests)) or "-"),
-        ("CPU time", "-" if time is None else f"{time / 1e6:.3f} s"),
     ]
     if guest.unread:
         rows.append(("not read", escape("below " + ", ".join(guest.unread[:4])) + (" …" if guest.unread[4:] else "")))
@@ -57,6 +61,8 @@ def _marked(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
     top = f", guests down to level {mark.max_level}" if mark.max_level >= 0 else ""
     rows: list[tuple[str, ...]] = [
         ("name", mark.name or "-"),
+        ("made by", escape(mark.made_by) or "-"),
+        ("locked", "yes: nestrt unlock lets it change its tree again" if mark.locked else "no"),
         ("id", escape(mark.id) or "-"),
         ("created", moment(mark.created)),
         ("rootfs", escape(mark.rootfs) or "-"),
@@ -72,9 +78,9 @@ def _marked(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
     return rows + [("problem", escape(problem)) for problem in mark.problems]
 
 
-def _limits(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
+def _limits(sight: Sight, guest: Guest, raw: bool) -> list[tuple[str, ...]]:
     names = sight.names
-    rows: list[tuple[str, ...]] = [("KEY", "LIMIT", "EFFECTIVE", "USAGE", "BINDS")]
+    rows: list[tuple[str, ...]] = [("KEY", "LIMIT", "EFFECTIVE", "IN THE GUEST", "USAGE", "BINDS")]
     for limit in sight.limits(guest.path, guest.hierarchies):
         if limit.effective in (MAX, {}, frozenset()) and limit.limit == limit.effective and not limit.usage:
             continue  # neither limited nor used
@@ -82,16 +88,75 @@ def _limits(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
             binds = " ".join(sorted({names.get(path, path) for path in limit.binds.values() if path}))
         else:
             binds = names.get(limit.binds, limit.binds)
-        rows.append(
-            (
-                limit.key,
-                amount(limit, limit.limit),
-                amount(limit, limit.effective),
-                amount(limit, limit.usage),
-                escape(binds) or "-",
-            )
-        )
+        seen = shown_inside(sight, guest, limit)
+        texts = [_amount(limit, each, raw) for each in (limit.limit, limit.effective)]
+        if isinstance(seen, int):
+            inside = _amount(limit, seen, raw)
+        else:
+            inside = seen if isinstance(seen, str) else "max" if seen is None else "-"
+        rows.append((limit.key, *texts, inside, _amount(limit, limit.usage, raw), escape(binds) or "-"))
     return rows
+
+
+def _amount(limit: Limit, value: Value | None, raw: bool) -> str:
+    if raw and isinstance(value, int):
+        return "max" if value == MAX else str(value)
+    return amount(limit, value)
+
+
+COUNTED = (
+    ("CPU time", "cpu_usec", "us"),
+    ("  user", "user_usec", "us"),
+    ("  system", "system_usec", "us"),
+    ("throttled", "throttled_usec", "us"),
+    ("throttled periods", "throttled_periods", ""),
+    ("memory", "memory", "bytes"),
+    ("  most so far", "memory_peak", "bytes"),
+    ("  page cache", "cache", "bytes"),
+    ("swap", "swap", "bytes"),
+    ("memory limit hit", "memory_limit_hits", ""),
+    ("killed, out of memory", "oom_kills", ""),
+    ("processes limit hit", "pids_limit_hits", ""),
+    ("read", "io_read_bytes", "bytes"),
+    ("written", "io_write_bytes", "bytes"),
+)
+
+
+def _counters(counted: dict[str, Any], raw: bool) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for label, name, unit in COUNTED:
+        number = counted[name]
+        if number is not None:
+            text = human(number) if unit == "bytes" else f"{number / 1e6:.3f} s"
+            rows.append((label, text if unit and not raw else str(number)))
+    return rows
+
+
+def _pressure(found: dict[str, dict[str, float]] | None) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("RESOURCE", "SOME 10 s", "FULL 10 s", "SOME IN ALL", "FULL IN ALL")]
+    for resource, values in (found or {}).items():
+        cells = [f"{values[key]:.2f}%" if key in values else "-" for key in ("some_avg10", "full_avg10")]
+        totals = [f"{values[k] / 1e6:.3f} s" if k in values else "-" for k in ("some_total_usec", "full_total_usec")]
+        rows.append((resource, *cells, *totals))
+    return rows
+
+
+def _inside(shown: dict[str, Any]) -> list[tuple[str, ...]]:
+    own = [kind for kind, differs in shown["namespaces"].items() if differs]
+    shared = [kind for kind, differs in shown["namespaces"].items() if not differs]
+    rows: list[tuple[str, ...]] = []
+    if own or shared:
+        rows = [("own namespaces", " ".join(own) or "-"), ("the host's", " ".join(shared) or "-")]
+    for mount in shown["mounts"]:
+        what = mount["controllers"] or f"v{mount['version']}"
+        read_only = " read-only" if mount["read_only"] else ""
+        rows.append((f"mount of {escape(what)}", escape(mount["target"]) + read_only))
+    return rows
+
+
+def _laws(laws: tuple[Finding, ...]) -> list[tuple[str, ...]]:
+    words = {True: "ok", False: "FAILED", None: "unknown"}
+    return [(finding.law, words[finding.holds], escape(finding.what)) for finding in laws]
 
 
 def _devices(sight: Sight, guest: Guest) -> list[str]:
@@ -118,8 +183,11 @@ def _section(title: str, lines: list[str]) -> list[str]:
     return [title, *("  " + line for line in lines)] if lines else []
 
 
-def details(sight: Sight, guest: Guest) -> list[str]:
-    """The lines of ``nestrt show``: what is seen, what was marked, limits, groups, processes, devices."""
+def details(
+    sight: Sight, guest: Guest, shown: dict[str, Any], laws: tuple[Finding, ...], raw: bool = False
+) -> list[str]:
+    """The lines of ``nestrt show``: what is seen, what was marked, what it has inside (*shown*: report.live()), limits,
+    what it used, groups, processes, devices, *laws*. *raw*: bytes and µs as plain numbers."""
     said = "marked" if not guest.claim else f"claims: {guest.mark.attribute}, made inside a guest or by another user"
     groups = [("GROUP", "HIERARCHIES")]
     for group in guest.groups:
@@ -131,14 +199,19 @@ def details(sight: Sight, guest: Guest) -> list[str]:
         for hierarchy in sight.view.hierarchies
         if hierarchy.name in guest.hierarchies
     ]
-    limits, processes = _limits(sight, guest), _processes(sight, guest)
+    limits, processes = _limits(sight, guest, raw), _processes(sight, guest)
+    inside, counted, pressure = _inside(shown), _counters(shown["counters"], raw), _pressure(shown["pressure"])
     return [
         escape(guest.name),
         *("  " + line for line in table(_identity(sight, guest))),
         *_section(said, table(_marked(sight, guest))),
+        *_section("inside", table(inside) if inside else []),
         *_section("limits", table(limits) if len(limits) > 1 else []),
+        *_section("used", table(counted) if counted else []),
+        *_section("pressure", table(pressure) if len(pressure) > 1 else []),
         *_section("directories", table(list(directories)) if directories else []),
         *_section("groups", table(list(groups)) if len(groups) > 1 else []),
         *_section("processes", table(processes) if len(processes) > 1 else []),
         *_section("devices", _devices(sight, guest)),
+        *_section("laws, by what can be seen: nestrt check tries them", table(_laws(laws)) if laws else []),
     ]

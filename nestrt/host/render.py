@@ -1,6 +1,6 @@
 """Pictures for people: the tree, tables, sizes. Everything that a guest may have written is escaped.
 
-Nothing here prints. *bold* is asked for on a terminal only; without UTF-8 the tree is drawn in ASCII.
+Nothing here prints. Colours and bars are for terminals only (style.py); without UTF-8 the tree is drawn in ASCII.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import time
 from nestrt.host.effective import Limit
 from nestrt.host.marks import escape
 from nestrt.host.processes import Process
-from nestrt.host.sight import Sight, count_groups
+from nestrt.host.sight import Sight
+from nestrt.host.style import Style
 from nestrt.host.walk import Guest
 from nestrt.level.units import MAX, format_cpus, format_quota
 from nestrt.record import record
@@ -90,40 +91,15 @@ def table(rows: list[tuple[str, ...]], width: int | None = None) -> list[str]:
     return lines if width is None else [line[:width] for line in lines]
 
 
-LS_HEADER = ("NAME", "LEVEL", "STATE", "PID", "CPUS", "MEMORY", "PIDS", "GROUPS", "CREATED", "MARK", "COMMAND")
-
-
 def word(sight: Sight, found: Guest) -> str:
     """Whose word the mark is: that of the level that looks ("host", in a guest "own"), or somebody's "claim"."""
     return "claim" if found.claim else "own" if sight.view.level else "host"
 
 
-def ls_row(sight: Sight, found: Guest, now: float | None) -> tuple[str, ...]:
-    """One guest's row under LS_HEADER; with *now* (unix seconds) CREATED is an age. Only COMMAND has blanks."""
-    mark, pid = found.mark, sight.pid(found)
-    cpus = sight.limit(found, "cpuset.cpus")
-    created = moment(mark.created)
-    if now is not None and created != "-":
-        created = ago(now - mark.created)
-    return (
-        escape(found.name),
-        str(found.level),
-        sight.state(found),
-        str(pid) if pid > 0 else "-",
-        amount(cpus, cpus.effective) if cpus else "-",
-        used(sight.limit(found, "memory.max")),
-        used(sight.limit(found, "pids.max")),
-        str(count_groups(found)),
-        created,
-        word(sight, found),
-        escape(" ".join(mark.command)) or "-",
-    )
-
-
 SHORT = {"memory.max": "memory", "pids.max": "pids", "cpu.max": "cpu", "cpuset.cpus": "cpus", "io.max": "io"}
 
 
-def _limits(found: list[Limit], path: str, names: dict[str, str]) -> str:
+def _limits(found: list[Limit], path: str, names: dict[str, str], style: Style) -> str:
     """Usage and own limits of a group; where less works than was asked for, also how much, and who binds."""
     parts = []
     for limit in found:
@@ -137,9 +113,17 @@ def _limits(found: list[Limit], path: str, names: dict[str, str]) -> str:
         text = "/".join([amount(limit, usage)] * (usage is not None) + [amount(limit, limit.limit)] * own)
         if own and limit.effective != limit.limit and isinstance(limit.binds, str) and limit.binds:
             by = names.get(limit.binds, limit.binds)
-            text += f" ({amount(limit, limit.effective)}: {escape(by)} binds)"
-        parts.append(f"{SHORT.get(limit.key, limit.key)} {text}")
+            text += style(f" ({amount(limit, limit.effective)}: {escape(by)} binds)", "yellow")
+        parts.append(f"{SHORT.get(limit.key, limit.key)} {text}{_bar(limit, style) if own else ''}")
     return ", ".join(parts)
+
+
+def _bar(limit: Limit, style: Style) -> str:
+    """A bar of what is used of what works, on a terminal, for memory and pids."""
+    if limit.key not in ("memory.max", "pids.max") or not isinstance(limit.effective, int):
+        return ""
+    bar = style.bar(limit.usage, limit.effective)
+    return f" {bar}" if bar else ""
 
 
 def process_line(found: Process) -> str:
@@ -150,38 +134,55 @@ def process_line(found: Process) -> str:
     return f"{found.pid}{guest_pid} {escape(found.command)}"
 
 
-def guest_line(sight: Sight, found: Guest, bold: bool) -> str:
-    """The line of a guest in the tree."""
-    name = escape(found.name)
-    parts = [f"level {found.level}", sight.state(found)]
+STATES = {"running": "green", "paused": "yellow", "creating": "cyan", "stopped": "dim"}
+
+
+def guest_line(sight: Sight, found: Guest, style: Style, controllers: frozenset[str] | None = None) -> str:
+    """The line of a guest in the tree; of its limits those of *controllers*."""
+    state = sight.state(found)
+    parts = [f"level {found.level}", style(state, STATES[state])]
     if (pid := sight.pid(found)) > 0:
         parts.append(f"pid {pid}")
     for key in SHORT:
         limit = sight.limit(found, key)
         if limit is None or (limit.usage is None and limit.effective in (MAX, {})):
             continue
-        parts.append(f"{SHORT[key]} " + (amount(limit, limit.effective) if limit.usage is None else used(limit)))
+        if controllers is None or limit.controller in controllers:
+            text = amount(limit, limit.effective) if limit.usage is None else used(limit)
+            parts.append(f"{SHORT[key]} {text}{_bar(limit, style)}")
+    if found.mark.made_by not in ("", "launch"):
+        parts.append(f"by {escape(found.mark.made_by)}")
+    if found.mark.locked:
+        parts.append("locked")
     if found.claim:
-        parts.append("claim")
+        parts.append(style("claim", "magenta"))
     if found.mark.problems:
-        parts.append(f"mark unreadable: {escape(found.mark.problems[0])}")
+        parts.append(style(f"mark unreadable: {escape(found.mark.problems[0])}", "red"))
     if found.unread:
-        parts.append(f"not read below {len(found.unread)} groups")
-    return (f"\x1b[1m{name}\x1b[0m" if bold else name) + "  " + ", ".join(parts)
+        parts.append(style(f"not read below {len(found.unread)} groups", "red"))
+    return style(escape(found.name), "bold") + "  " + ", ".join(parts)
 
 
 class Tree:
     """Builds the picture of ``nestrt tree``."""
 
-    def __init__(self, sight: Sight, processes: bool, depth: int | None, bold: bool) -> None:
+    def __init__(
+        self,
+        sight: Sight,
+        processes: bool,
+        depth: int | None,
+        style: Style,
+        controllers: frozenset[str] | None = None,
+    ) -> None:
         self.sight = sight
         self.processes = processes
         self.depth = depth
-        self.bold = bold
+        self.style = style
+        self.controllers = controllers
 
     def guest(self, found: Guest) -> Node:
         """The node of a guest: groups and guests where they are; groups too deep are left out, guests never."""
-        top = Node(guest_line(self.sight, found, self.bold), [])
+        top = Node(guest_line(self.sight, found, self.style, self.controllers), [])
         nodes = {found.path: top, found.root: top}
         inner = {guest.path: guest for guest in found.guests}
         hierarchies = {group.path: group.hierarchies for group in found.groups}
@@ -212,7 +213,9 @@ class Tree:
         inside = path.startswith(found.root + "/")
         text = escape(path.rpartition("/")[2]) if inside else "../" + escape(path[len(found.path) + 1 :])
         limits = self.sight.limits(path, hierarchies)
-        if told := _limits(limits, path, self.sight.names):
+        if self.controllers is not None:
+            limits = [limit for limit in limits if limit.controller in self.controllers]
+        if told := _limits(limits, path, self.sight.names, self.style):
             text += "  " + told
         # v1: a group may have been made in some hierarchies only.
         if whole - set(hierarchies):
@@ -222,12 +225,7 @@ class Tree:
     def _add_processes(self, found: Guest, path: str, node: Node) -> None:
         if self.processes:
             members = (process for process in self.sight.processes(found) if process.group == path)
-            node.below += [Node(process_line(process), []) for process in members]
-
-
-def cut(line: str, width: int | None) -> str:
-    """*line* in at most *width* columns; None, or a line with colours in it: as it is."""
-    return line if width is None or len(line) <= width or "\x1b" in line else line[: width - 1] + "…"
+            node.below += [Node(self.style(process_line(process), "dim"), []) for process in members]
 
 
 def draw(node: Node, glyphs: tuple[str, str, str, str] = GLYPHS) -> list[str]:

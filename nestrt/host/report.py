@@ -3,16 +3,16 @@
 A guest, everywhere::
 
     {"name": "web/db", "level": 2, "state": "running|paused|stopped|creating", "pid": 4242,
-     "claim": true, "mark": "trusted.nestrt", "runtime": "launch", "engine": null, "locked": false, "owner": 0,
-     "id": "9f3c…", "path": "/nestrt/web/guest/nestrt/db",
+     "claim": true, "mark": "trusted.nestrt", "runtime": "launch", "engine": null, "made_by": "launch",
+     "locked": false, "owner": 0, "id": "9f3c…", "path": "/nestrt/web/guest/nestrt/db",
      "created": 1763770000, "rootfs": "/srv/db", "command": ["sh"],
      "cpus": "0-1", "cpu_quota": 150000, "cpu_usec": 81234,
      "memory": {LIMIT}, "pids": {LIMIT}, "group_count": 5, "unread": []}
 
 *claim*: what the mark says (id, created, rootfs, command, runtime, engine) was said inside a guest, or by another
-user. *runtime* is "launch", "nestrt" or "plugin", *engine* what called it. *pid* is the first process as seen from here. *cpus*, *cpu_quota* (µs per
-100000 µs) are effective. *cpu_usec* is µs of CPU time used. *group_count* is of all groups below the
-limit group, at every level. *unread* are groups that could not be looked into. A limit::
+user. *runtime* is "launch", "nestrt" or "plugin", *engine* what called it. *pid* is the first process as seen from
+here. *cpus*, *cpu_quota* (µs per 100000 µs) are effective. *cpu_usec* is µs of CPU time used. *group_count* is of all
+groups below the limit group, at every level. *unread* are groups that could not be looked into. A limit::
 
     {"key": "memory.max", "controller": "memory", "hierarchy": "memory", "unit": "bytes",
      "limit": 536870912, "effective": 268435456, "binds": "/nestrt/web", "usage": 1048576}
@@ -29,6 +29,10 @@ boot; *elsewhere* are hierarchies in which it is in another group. A pid of null
 
 from __future__ import annotations
 
+import json
+
+from nestrt.host import inside
+from nestrt.host.counters import CounterReader
 from nestrt.host.effective import Limit
 from nestrt.host.processes import Process
 from nestrt.host.sight import Sight, count_groups
@@ -43,6 +47,11 @@ if TYPE_CHECKING:
     from nestrt.host.keys import Value
 
     Json = dict[str, Any]
+
+
+dumps = json.JSONEncoder().encode  # in C, where json.dumps() with an indent is not
+# The fields of a guest that ls can compare.
+FILTERS = ("name", "level", "state", "pid", "claim", "mark", "runtime", "engine", "made_by", "locked", "owner", "id")
 
 
 def _known(number: int) -> int | None:
@@ -102,6 +111,7 @@ def guest(sight: Sight, found: Guest) -> Json:
         "mark": mark.attribute,
         "runtime": mark.runtime or None,
         "engine": mark.engine or None,
+        "made_by": mark.made_by or None,
         "locked": mark.locked,
         "owner": found.owner,
         "id": mark.id,
@@ -119,58 +129,50 @@ def guest(sight: Sight, found: Guest) -> Json:
     }
 
 
-def _group(sight: Sight, found: Group, members: list[Process] | None) -> Json:
+def _group(
+    sight: Sight, found: Group, members: list[Process] | None, controllers: frozenset[str] | None = None
+) -> Json:
+    limits = sight.limits(found.path, found.hierarchies)
     shown: Json = {
         "path": found.path,
         "hierarchies": list(found.hierarchies),
-        "limits": [limit(each) for each in sight.limits(found.path, found.hierarchies)],
+        "limits": [limit(each) for each in limits if controllers is None or each.controller in controllers],
     }
     if members is not None:
         shown["processes"] = [process(each) for each in members if each.group == found.path]
     return shown
 
 
-def _groups(sight: Sight, found: Guest, with_processes: bool, depth: int | None) -> Iterator[Json]:
-    members = sight.processes(found) if with_processes else None
-    deepest = None if depth is None else found.root.count("/") + depth
-    yield _group(sight, Group(found.path, found.hierarchies), members)
-    for group in found.groups:
-        if deepest is None or group.path.count("/") <= deepest:
-            yield _group(sight, group, members)
+def tree_text(
+    sight: Sight,
+    guests: list[Guest],
+    with_processes: bool,
+    depth: int | None,
+    controllers: frozenset[str] | None = None,
+) -> Iterator[str]:
+    """The guests with "groups" (path, hierarchies, limits, on demand processes) and, nested, "guests", as JSON text in
+    pieces, a line for each guest and each group: of 10,000 groups none is kept.
 
-
-def tree(sight: Sight, guests: list[Guest], with_processes: bool, depth: int | None) -> list[Json]:
-    """The guests with "groups" (path, hierarchies, limits, on demand processes) and, nested, "guests"."""
-    return [
-        {
-            **guest(sight, found),
-            "groups": list(_groups(sight, found, with_processes, depth)),
-            "guests": tree(sight, found.guests, with_processes, depth),
-        }
-        for found in guests
-    ]
-
-
-def tree_text(sight: Sight, guests: list[Guest], with_processes: bool, depth: int | None) -> Iterator[str]:
-    """tree() as JSON text in pieces, a line for each guest and each group: of 10,000 groups none is kept."""
-    from json import dumps
-
+    Groups at most *depth* below the guest roots; of limits those of *controllers*.
+    """
     yield "["
     for number, found in enumerate(guests):
         yield (",\n" if number else "\n") + dumps(guest(sight, found))[:-1] + ', "groups": ['
-        mark = "\n"
-        for shown in _groups(sight, found, with_processes, depth):
-            yield mark + dumps(shown)
-            mark = ",\n"
+        members = sight.processes(found) if with_processes else None
+        deepest = None if depth is None else found.root.count("/") + depth
+        yield dumps(_group(sight, Group(found.path, found.hierarchies), members, controllers))
+        for group in found.groups:
+            if deepest is None or group.path.count("/") <= deepest:
+                yield ",\n" + dumps(_group(sight, group, members, controllers))
         yield '], "guests": '
-        yield from tree_text(sight, found.guests, with_processes, depth)
+        yield from tree_text(sight, found.guests, with_processes, depth, controllers)
         yield "}"
         sight.forget(found)
     yield "]"
 
 
 def everything(sight: Sight, found: Guest) -> Json:
-    """``show --format json``: a guest and all that there is to say of it.
+    """A guest and all that its groups and marks say of it; ``show --format json`` has live() too.
 
     Beyond the fields of every guest: "policy", "virtualize", "max_level", "ids", "view", "net", "rm", "asked" (the
     limits of the mark), "problems" (what of the mark cannot be read) and "stamp", as marked; "caps"
@@ -203,4 +205,51 @@ def everything(sight: Sight, found: Guest) -> Json:
             "inherited": list(devices.inherited),
         },
         "guests": [inner.name for inner in found.guests],
+    }
+
+
+def guest_numbers(sight: Sight, found: Guest, cpus: frozenset[int]) -> str | None:
+    """Host CPUs as the guest numbers them: its CPU i is the i-th of its set (level/policy.py, view.cpus); null if it
+    has the host's numbers."""
+    if (found.mark.view or {}).get("cpus") != "renumbered":
+        return None
+    own = sight.limit(found, "cpuset.cpus")
+    order = sorted(own.effective) if own and isinstance(own.effective, frozenset) else []
+    return format_cpus(frozenset(number for number, cpu in enumerate(order) if cpu in cpus))
+
+
+def shown_inside(sight: Sight, found: Guest, own: Limit) -> Any:
+    """What the guest is shown of a limit of its limit group: the value of its guest root, CPUs in its own numbers."""
+    for hierarchy in sight.view.hierarchies:
+        if hierarchy.name == own.hierarchy:
+            key = next((key for key in sight.reader.keys(hierarchy, found.root) if key.name == own.key), None)
+            root = sight.reader.value(hierarchy, key, found.root) if key else None
+            if isinstance(root, frozenset) and own.key == "cpuset.cpus" and isinstance(own.effective, frozenset):
+                return guest_numbers(sight, found, root or own.effective) or value(root or own.effective)
+            return None if root is None else value(root)
+    return None
+
+
+def live(sight: Sight, found: Guest) -> Json:
+    """What ``show`` has besides everything(), of the guest as it runs.
+
+    "namespaces": by kind whether the guest has its own. "mounts" of its view: see inside.view_mounts(). "counters"
+    since it was made and "pressure": see counters.Counters. "guest_limits": by key what the guest is shown of its
+    limits.
+    """
+    pid = sight.pid(found)
+    controllers = frozenset(name for h in sight.view.hierarchies for name in h.controllers)
+    reader = CounterReader(sight.view.hierarchies)
+    try:
+        counted = dict(reader.read(found.path, found.hierarchies).__dict__)
+    finally:
+        reader.close()
+    pressure = counted.pop("pressure")
+    limits = sight.limits(found.path, found.hierarchies)
+    return {
+        "namespaces": inside.namespaces(pid) if pid > 0 else {},
+        "mounts": inside.view_mounts(pid, controllers) if pid > 0 else [],
+        "counters": counted,
+        "pressure": pressure,
+        "guest_limits": {each.key: shown_inside(sight, found, each) for each in limits},
     }

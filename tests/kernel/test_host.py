@@ -19,7 +19,7 @@ from nestrt.cli import ls, show, tree
 from nestrt.errors import NotFound
 from nestrt.host import sight as sight_module
 from nestrt.host.processes import processes, start_time
-from nestrt.host.render import ls_row
+from nestrt.host.render import word
 from nestrt.host.sight import Sight, find
 from nestrt.host.walk import DEEPEST, Guest, View, walk
 from nestrt.plan.facts import Hierarchy
@@ -304,7 +304,7 @@ def test_limits_and_who_binds(scene: Scene) -> None:
 
 def test_ls(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
     lines = run(ls.main, capfd).splitlines()
-    rows = [line.split(maxsplit=10) for line in lines if line.startswith(scene.name)]
+    rows = [line.split(maxsplit=11) for line in lines if line.startswith(scene.name)]
     assert lines[0].split()[:4] == ["NAME", "LEVEL", "STATE", "PID"]
     shown = [row[:4] + [row[9]] for row in rows]
     assert shown == [
@@ -315,7 +315,7 @@ def test_ls(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
     assert rows[1][5].endswith("/64M")
     assert rows[1][6] == "1/20"
     assert rows[0][8] == "2025-11-22T00:06:40Z"
-    assert rows[0][10] == "sleep 1000"
+    assert rows[0][10:] == ["-", "sleep 1000"]
     assert [name for name in run(ls.main, capfd, "-q").split() if name.startswith(scene.name)] == scene.names
     listed = json.loads(run(ls.main, capfd, "--format", "json"))
     (b,) = [guest for guest in listed if guest["name"] == scene.names[1]]
@@ -384,7 +384,7 @@ def test_the_view_from_inside_a_guest(scene: Scene, monkeypatch: pytest.MonkeyPa
     assert [(guest.name, guest.level, guest.claim) for guest in (b, c)] == [("b", 2, False), ("b/c", 3, True)]
     assert b.path == "/nestrt/b"
     assert Sight(view).state(b) == "running"
-    assert [ls_row(Sight(view), guest, None)[9] for guest in (b, c)] == ["own", "claim"]
+    assert [word(Sight(view), guest) for guest in (b, c)] == ["own", "claim"]
     # Another user's group: whoever looks did not make this mark.
     for hierarchy in inside:
         os.chown(hierarchy.path("/nestrt/b"), 12345, 12345)
