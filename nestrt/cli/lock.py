@@ -1,0 +1,37 @@
+"""``nestrt lock``: a guest goes on running and changes nothing about its control groups any more."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from nestrt.cli._locks import lock_of, look
+from nestrt.errors import one_line
+
+EPILOG = """
+A locked guest, and every guest in it, can make and remove no group, set no limit and move no process between its
+groups, by its own hand or through the broker, until nestrt unlock. What runs goes on; new processes stay where their
+parents are. It is frozen for the moment of locking. See nestrt-lock(1) for what holds against whom.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Carry out ``nestrt lock ARGV``. Returns 0; raises NotFound, InputError, StateError, HostError, KernelError."""
+    parser = argparse.ArgumentParser(
+        prog="nestrt lock",
+        description="Lock the control groups of guests: until they are unlocked they change nothing about them.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", metavar="NAME", nargs="+", help="web, web/db, or a limit group's path")
+    text = "lock also what would not hold against everything, and say what that is"
+    parser.add_argument("--weak", action="store_true", help=text)
+    options = parser.parse_args(argv)
+    view = look()
+    for name in options.names:
+        lock, _ = lock_of(view, name)
+        with lock:
+            doc = lock.lock(options.weak)
+        for line in doc.weak:
+            print(one_line(f"nestrt: warning: guest {lock.name}: {line}"), file=sys.stderr)
+    return 0

@@ -1,0 +1,28 @@
+"""``nestrt unlock``: give a locked guest its control groups back, as they were."""
+
+from __future__ import annotations
+
+import argparse
+
+from nestrt.cli._locks import lock_of, locked_around, look
+from nestrt.errors import StateError
+
+
+def main(argv: list[str]) -> int:
+    """Carry out ``nestrt unlock ARGV``. Returns 0; raises NotFound, InputError, StateError, KernelError."""
+    parser = argparse.ArgumentParser(
+        prog="nestrt unlock",
+        description="Unlock guests: every group gets back the owners and modes that it had before nestrt lock.",
+    )
+    parser.add_argument("names", metavar="NAME", nargs="+", help="web, web/db, or a limit group's path")
+    options = parser.parse_args(argv)
+    view = look()
+    for name in options.names:
+        lock, guest = lock_of(view, name)
+        outer = locked_around(view, guest)
+        with lock:
+            if outer and lock.doc is None:
+                reason = f"it is locked with guest {outer.name}, which it is in"
+                raise StateError("unlock", f"guest {lock.name}", reason, f"nestrt unlock {outer.name}")
+            lock.unlock(outer)
+    return 0
