@@ -34,7 +34,9 @@ SHARED = (
     Option("shell-job", "", "with a terminal that is the caller's"),
     Option("file-locks", "", "with file locks"),
     Option("lazy-pages", "", "leave memory to be fetched on demand"),
-    Option("manage-cgroups-mode", "MODE", "soft, full, strict or ignore (default: soft)"),
+    Option(
+        "manage-cgroups-mode", "MODE", "soft, full, strict or ignore (default: soft)", choices=tuple(rpc.CGROUP_MODES)
+    ),
     Option("empty-ns", "TYPE", "namespaces to make without what is in them: network", repeat=True),
     Option("auto-dedup", "", "drop memory from parent images that a newer one has"),
 )

@@ -13,7 +13,7 @@ from nestrt.jsontext import dumps
 
 TEXT = "usage: nestrt list [--format table|json] [--quiet]\n\nList the containers below --root."
 OPTIONS = (
-    Option("format", "FORMAT", "table (default) or json", "f"),
+    Option("format", "FORMAT", "table (default) or json", "f", choices=("table", "json")),
     Option("quiet", "", "print the ids alone", "q"),
 )
 HEAD = ("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")

@@ -8,13 +8,17 @@ from nestrt.record import record
 
 @record
 class Option:
-    """One option. *metavar* "" makes it a switch; *repeat* collects a list; *short* is one letter or ""."""
+    """One option. *metavar* "" makes it a switch; *repeat* collects a list; *short* is one letter or "".
+
+    *choices* are its usual values, for completion; the command itself says which it takes.
+    """
 
     name: str
     metavar: str
     text: str
     short: str = ""
     repeat: bool = False
+    choices: tuple[str, ...] = ()
 
 
 def _find(options: tuple[Option, ...], flag: str, command: str) -> Option:

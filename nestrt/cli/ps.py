@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nestrt.act.containers import Container
     from nestrt.cli.engine import Globals
 
-OPTIONS = (Option("format", "FORMAT", "table (ps's own), or json: a list of pids", "f"),)
+OPTIONS = (Option("format", "FORMAT", "table (ps's own), or json: a list of pids", "f", choices=("table", "json")),)
 USAGE = """usage: nestrt ps [--format table|json] ID [PS OPTION …]
 
 The processes of a container, with the pids of this level. PS OPTIONs are those of ps(1), -ef if there
