@@ -266,7 +266,7 @@ def is_own(place_owner: int, mark: Mark, level: int, host_root: bool) -> bool:
     return place_owner == os.geteuid() and (level > 0 or not host_root)
 
 
-def _host_root() -> bool:
+def is_host_root() -> bool:
     """Whether this process could set ``trusted.*``: uid 0 in the initial user namespace."""
     if os.geteuid() != 0:
         return False
@@ -287,7 +287,7 @@ def walk(hierarchies: tuple[Hierarchy, ...], everywhere: bool = False, inside: b
     """
     if not hierarchies:
         return View(0, "host", (), [])
-    view = _level(hierarchies)
+    view = empty_view(hierarchies)
     _sort_in(view, _collect(hierarchies, everywhere, inside))
     return view
 
@@ -297,7 +297,7 @@ def along(hierarchies: tuple[Hierarchy, ...], paths: dict[str, str]) -> View:
 
     A few directories are looked at, however many there are.
     """
-    view = _level(hierarchies)
+    view = empty_view(hierarchies)
     places: dict[str, _Place] = {}
     first = primary(hierarchies)
     for hierarchy in (first, *(h for h in hierarchies if h is not first)):
@@ -314,7 +314,7 @@ def along(hierarchies: tuple[Hierarchy, ...], paths: dict[str, str]) -> View:
     return view
 
 
-def _level(hierarchies: tuple[Hierarchy, ...]) -> View:
+def empty_view(hierarchies: tuple[Hierarchy, ...]) -> View:
     """A view without guests, of the level that looks."""
     stamp = read_stamp(primary(hierarchies).mountpoint)
     level = stamp.get("level")
@@ -325,7 +325,7 @@ def _level(hierarchies: tuple[Hierarchy, ...]) -> View:
 
 def _sort_in(view: View, places: dict[str, _Place]) -> None:
     """Make guests and their groups of *places*."""
-    host_root = _host_root()
+    host_root = is_host_root()
     around: list[Guest] = []
     for path in sorted(places, key=lambda path: path.split("/")):
         place = places[path]
