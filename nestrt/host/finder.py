@@ -23,12 +23,12 @@ from nestrt.host.walk import (
     View,
     _attributes,
     _from_stamp,
-    _level,
     _look,
     _Place,
     _sort_in,
     _weight,
     at,
+    empty_view,
 )
 from nestrt.probe.facts import primary
 
@@ -74,7 +74,7 @@ class Finder:
     """The guests in *hierarchies*, and with *groups* all their groups, in ``view``; which begins empty."""
 
     def __init__(self, hierarchies: tuple[Hierarchy, ...], groups: bool = False) -> None:
-        self.view: View = _level(hierarchies)
+        self.view: View = empty_view(hierarchies)
         self._hierarchies = hierarchies
         self._groups = groups
         self._first = primary(hierarchies)
@@ -102,7 +102,7 @@ class Finder:
         now = time.monotonic()
         if not self._changed or (complete and now < self._next):
             return False
-        view = _level(self._hierarchies)
+        view = empty_view(self._hierarchies)
         _sort_in(view, self._places)
         self.view = view
         self._changed = False
