@@ -70,7 +70,6 @@ _nestrt() {
                 word=${word#"$cut"}
                 printf -v quoted %q "$word"
                 COMPREPLY+=("$quoted")
-                [[ $word == *= ]] && compopt -o nospace
             done
             return
             ;;
@@ -84,9 +83,8 @@ complete -F _nestrt nestrt
 ZSH = r"""#compdef nestrt
 # zsh completion of nestrt
 _nestrt() {
-    emulate -L zsh
     local program=nestrt kind before line
-    local -a given answer names switches shown_names shown_switches
+    local -a given answer names shown
     [[ ${words[1]} == */* && -x ${words[1]} ]] && program=${words[1]}
     given=("${(@)words[2,CURRENT-1]}" "$PREFIX")
     answer=("${(@f)$(command $program completion -- "${(@)given}" 2>/dev/null)}")
@@ -98,16 +96,11 @@ _nestrt() {
             ;;
         words)
             for line in "${(@)answer[3,-1]}"; do
-                if [[ ${line%%$'\t'*} == *= ]]; then
-                    switches+=("${line%%$'\t'*}")
-                    shown_switches+=("${line/$'\t'/  -- }")
-                else
-                    names+=("${line%%$'\t'*}")
-                    shown_names+=("${line/$'\t'/  -- }")
-                fi
+                names+=("${line%%$'\t'*}")
+                line=${line/$'\t'/  -- }
+                shown+=("${line%  -- }")
             done
-            (( $#names )) && compadd -l -d shown_names -a -- names
-            (( $#switches )) && compadd -S '' -l -d shown_switches -a -- switches
+            (( $#names )) && compadd -l -d shown -a -- names
             ;;
     esac
 }
