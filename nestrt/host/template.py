@@ -4,7 +4,7 @@ A field is one of the JSON object, found without regard to case and underscores:
 ``.Memory.Usage`` and ``.MemoryUsage`` are "usage" in "memory". A field of null is null. The keys of an object
 that vary (hierarchies, devices) are for ``index``. What a guest wrote comes out escaped; ``json`` has it as it is.
 
-Every execution is bounded (Budget). Whatever is wrong is an InputError that names the character.
+Execution is bounded (Budget). Whatever is wrong is an InputError that names the character.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Template:
         self.nodes = parse(text if text.endswith(("\n", "\\n")) else text + "\n", len(TABLE) if self.table else 0)
         self.aliases = {normal(name): path.split(".") for name, path in (aliases or {}).items()}
         self.whole = self._is_whole()
+        self.budget = Budget()
         self._check(self.nodes)
         if self.table:
             self.nodes = self._columns(self.nodes)
@@ -129,7 +130,8 @@ class Template:
 
     def execute(self, value: Any) -> str:
         """The text for one row or document, or for the list of all rows. Raises InputError."""
-        run = _Run(value, self.aliases, "-" if self.table else "<no value>")
+        self.budget.refill()
+        run = _Run(value, self.aliases, "-" if self.table else "<no value>", self.budget)
         try:
             run.nodes(self.nodes)
         except RecursionError:
@@ -160,12 +162,12 @@ def _fields(node: Any) -> Iterator[str]:
 class _Run:
     """One execution."""
 
-    def __init__(self, value: Any, aliases: dict[str, list[str]], null: str) -> None:
+    def __init__(self, value: Any, aliases: dict[str, list[str]], null: str, budget: Budget) -> None:
         self.dot = value
         self.null = null
         self.variables: list[tuple[str, Any]] = [("", value)]
         self.aliases = aliases
-        self.budget = Budget()
+        self.budget = budget
         self.out: list[str] = []
 
     def nodes(self, nodes: list[Any]) -> None:

@@ -23,18 +23,24 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 10_000_000
 MOST_TEXT = 1 << 26  # characters
+FOR_EACH = 10_000, 1 << 20  # steps and characters that every further execution adds, up to these
 WIDEST = 4096  # of a printf field
 DEEPEST_TEXT = 100
 
 
 class Budget:
-    """What one execution may cost; *place* is where in the template it is."""
+    """What executing a template may cost; *place* is where in the template it is."""
 
     def __init__(self) -> None:
         self.steps = MOST_STEPS
         self.text = MOST_TEXT
         self.place = 0
         self.what = ""
+
+    def refill(self) -> None:
+        """One more row: what all of them cost is bounded by their number."""
+        self.steps = min(MOST_STEPS, self.steps + FOR_EACH[0])
+        self.text = min(MOST_TEXT, self.text + FOR_EACH[1])
 
     def wrong(self, reason: str, remedy: str = "") -> InputError:
         return wrong(self.place, self.what, reason, remedy)
