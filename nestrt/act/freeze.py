@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 V1_PLACE = "/sys/fs/cgroup/freezer"
 V2_PLACES = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+FILES = {1: V1_STATE, 2: V2_STATE}
+MOST_SHOWN = 5  # pids in an error
 
 
 def _places() -> tuple[str, tuple[str, ...]]:
@@ -58,30 +60,42 @@ def frozen(container: Container) -> bool:
     return False
 
 
-def _directory(container: Container, operation: str) -> tuple[str, int]:
+def places(path: str) -> list[tuple[str, int]]:
+    """Every directory by which the group *path* can be stopped, and its version, the one to be used first."""
+    v1, trees = _places()
+    found = [(v1 + path, 1)] if v1 else []
+    found += [(tree + path, 2) for tree in trees]
+    return [(place, version) for place, version in found if os.path.exists(f"{place}/{FILES[version]}")]
+
+
+def _directory(container: Container, operation: str, what: str) -> tuple[str, int]:
     directory, version = _group(container.cgroup) if container.cgroup else ("", 0)
     if not directory:
         reason = "it has no group that could be frozen" if container.cgroup else "it was made without groups"
-        raise HostError(operation, f"container {container.id}", reason, "create it with a cgroupsPath that can be had")
+        raise HostError(operation, what, reason, "create it with a cgroupsPath that can be had")
     return directory, version
 
 
-def freeze(container: Container) -> None:
+def freeze(container: Container, operation: str = "pause", what: str = "") -> None:
     """Stop every process of the container, and return when all have stopped.
 
-    Raises StateError where they do not stop in time, having let them go on; HostError without a group; OSError.
+    Errors say that *operation* failed on *what*. Raises StateError where they do not stop in time, having let
+    them go on; HostError without a group; OSError.
     """
-    directory, version = _directory(container, "pause")
-    if not freezer.freeze(directory, version):
+    what = what or f"container {container.id}"
+    directory, version = _directory(container, operation, what)
+    late: list[int] = []
+    if not freezer.freeze(directory, version, lambda: late.extend(freezer.not_stopped(directory))):
+        shown = f" (pid {', '.join(map(str, late[:MOST_SHOWN]))}{', …' if len(late) > MOST_SHOWN else ''})"
         raise StateError(
-            "pause",
-            f"container {container.id}",
-            "some of its processes do not stop",
+            operation,
+            what,
+            f"some of its processes do not stop{shown if late else ''}",
             f"see what they wait for: cat /proc/PID/stack; group {directory}",
         )
 
 
 def thaw(container: Container) -> None:
     """Let the processes of the container go on. Raises HostError without a group, OSError."""
-    directory, version = _directory(container, "resume")
+    directory, version = _directory(container, "resume", f"container {container.id}")
     freezer.thaw(directory, version)

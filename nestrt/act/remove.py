@@ -12,6 +12,8 @@ import os
 import time
 
 from nestrt import jsontext
+from nestrt.act import members
+from nestrt.act.members import living as living  # others have it from here
 from nestrt.errors import KernelError, StateError
 from nestrt.kernel import cgroup
 from nestrt.plan.facts import Hierarchy
@@ -25,6 +27,7 @@ else:
     import _signal  # signal.py imports enum
 
 PATIENCE = 10.0  # seconds that a killed guest may take to let go of its groups
+STOPS = 20  # tries to freeze what forks
 STATE_LIMIT = 65536
 
 
@@ -69,14 +72,6 @@ def read_mark(hierarchy: Hierarchy, group: str) -> dict[str, object]:
     return {}
 
 
-def living(hierarchies: tuple[Hierarchy, ...], group: str) -> list[int]:
-    """The pids in *group* and below, in any hierarchy."""
-    found: set[int] = set()
-    for hierarchy in hierarchies:
-        found |= cgroup.processes_below(hierarchy.path(group))
-    return sorted(found)
-
-
 def _thaw(path: str) -> None:
     """v1: thaw a freezer group and everything below it, from the top: a frozen process cannot die (runc#2105)."""
     try:
@@ -102,25 +97,47 @@ def thaw(hierarchies: tuple[Hierarchy, ...], group: str) -> None:
             _thaw(hierarchy.path(group))
 
 
+def _kill_tree(hierarchies: tuple[Hierarchy, ...], group: str) -> bool:
+    """Kill what is in the v2 groups, what forks meanwhile and the frozen too; whether this kernel can (Linux 5.14)."""
+    done = False
+    for hierarchy in hierarchies:
+        if hierarchy.version == 2:
+            try:
+                cgroup.write(hierarchy.path(group, "cgroup.kill"), "1")
+                done = True
+            except OSError:
+                continue
+    return done
+
+
+def _stop(hierarchies: tuple[Hierarchy, ...], group: str) -> None:
+    """v1: have nothing of *group* fork just now, where the freezer is there and works."""
+    for hierarchy in hierarchies:
+        if hierarchy.version == 1 and "freezer" in hierarchy.controllers:
+            state = hierarchy.path(group, "freezer.state")
+            try:
+                for _ in range(STOPS):
+                    cgroup.write(state, "FROZEN")
+                    if cgroup.read(state) == "FROZEN":
+                        break
+                    time.sleep(0.001)
+            except OSError:
+                continue
+
+
 def kill(hierarchies: tuple[Hierarchy, ...], group: str) -> None:
     """Kill every process in *group* and below and wait until it is gone. Raises StateError after PATIENCE seconds."""
     deadline = time.monotonic() + PATIENCE
     while pids := living(hierarchies, group):
-        for hierarchy in hierarchies:
-            if hierarchy.version == 2:
-                try:
-                    # cgroup.kill (Linux 5.14) also reaches what forks meanwhile, and the frozen.
-                    cgroup.write(hierarchy.path(group, "cgroup.kill"), "1")
-                except OSError:
-                    pass
-            elif "freezer" in hierarchy.controllers:
-                _thaw(hierarchy.path(group))
+        if not _kill_tree(hierarchies, group):
+            _stop(hierarchies, group)
+            pids = living(hierarchies, group)
         for pid in pids:
-            if pid:
-                try:
-                    os.kill(pid, _signal.SIGKILL)
-                except OSError:
-                    pass
+            try:
+                members.send(hierarchies, group, pid, _signal.SIGKILL)
+            except OSError:
+                continue
+        thaw(hierarchies, group)
         if time.monotonic() > deadline:
             raise StateError(
                 "end",

@@ -63,15 +63,12 @@ def signal_all(container: Container, hierarchies: tuple[Hierarchy, ...], number:
             signal_first(container, number)
             return True
         return False
-    from nestrt.act import remove  # few callers want all
+    from nestrt.act import members, remove  # few callers want all
 
     # 0 is one that this pid namespace has no number for, and for kill(2) the caller's own group.
     pids = [pid for pid in remove.living(hierarchies, container.cgroup) if pid]
     for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
+        members.send(hierarchies, container.cgroup, pid, number)
     if pids and number == _signal.SIGKILL:
         remove.kill(hierarchies, container.cgroup)
     return bool(pids)

@@ -11,6 +11,10 @@ import time
 
 from nestrt.kernel import cgroup
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 V1_STATE, V1_SELF = "freezer.state", "freezer.self_freezing"
 V2_STATE, V2_EVENTS = "cgroup.freeze", "cgroup.events"
 # As runc: v1 writes FROZEN up to 1000 times (processes that are forked or moved in meanwhile make it fail)
@@ -19,18 +23,39 @@ ATTEMPTS, REST_EVERY, REST = 1000, 50, 0.01
 PATIENCE = 10.0
 
 
-def freeze(directory: str, version: int) -> bool:
+# Where a process sleeps that has stopped (kernel/freezer.c; kernel/signal.c): /proc/PID/wchan.
+_STOPPED = ("__refrigerator", "do_freezer_trap")
+
+
+def freeze(directory: str, version: int, late: Callable[[], object] | None = None) -> bool:
     """Stop every process of the group *directory*; whether all have stopped. If not, or on an error, they go on.
 
-    Takes up to ten seconds. Raises OSError.
+    *late* is called where they have not, before they go on. Takes up to ten seconds. Raises OSError.
     """
     stopped = False
     try:
         stopped = _freeze_v1(directory) if version == 1 else _freeze_v2(directory)
+        if not stopped and late is not None:
+            late()
     finally:
         if not stopped:
             thaw(directory, version)
     return stopped
+
+
+def not_stopped(directory: str) -> list[int]:
+    """The processes in a group that was told to stop, and below, that have not; [] where the kernel does not say."""
+    found, silent = [], False
+    for pid in sorted(cgroup.processes_below(directory)):
+        try:
+            with open(f"/proc/{pid}/wchan", encoding="ascii", errors="replace") as file:
+                place = file.read(256)
+        except OSError:
+            continue  # it has ended
+        silent = silent or place in ("", "0")
+        if place not in _STOPPED:
+            found.append(pid)
+    return [] if silent and len(found) > 1 else found
 
 
 def thaw(directory: str, version: int) -> None:
