@@ -27,7 +27,7 @@ UNKNOWN = "--nestrt-which-options"
 # By the word for a value in the command's own help.
 KINDS = {
     "FILE": "files", "PATH": "files", "DIR": "directories", "COMMAND": "files", "ROOTFS": "directories",
-    "NAME": "guests", "GUEST": "guests", "GROUP|PID": "guests", "ID": "containers", "SIGNAL": "signals",
+    "NAME": "guests", "GUEST": "guests", "GROUP": "guests", "ID": "containers", "SIGNAL": "signals",
 }  # fmt: skip
 FIXED = {"BOOL": ("true", "false")}
 FIRST_LINE = re.compile(r"usage: nestrt (?:\[GLOBAL OPTION …\] )?(.*)")
@@ -134,7 +134,7 @@ def _help(call: Callable[[list[str]], int]) -> str:
 
 def _kind(metavar: str, flag: str) -> str:
     """What a value is, by the word for it; *flag* "" is an operand."""
-    kind = KINDS.get(metavar, "")
+    kind = KINDS.get(metavar) or KINDS.get(metavar.partition("|")[0], "")
     if flag == "policy" and metavar == "NAME":
         return "policies"
     # An option's NAME is of anything: a host, a slice. So is the ID of one that is to be made.
