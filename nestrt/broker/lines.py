@@ -1,4 +1,5 @@
-"""Lines that are kept: JSON objects with a time, each guest's in files of its own. The audit is such, and so are events.
+"""Lines that are kept: JSON objects with a time, each guest's in files of its own. The audit is such, and recorded
+events are.
 
 Every guest has files of its own, so that none can push out another's lines. A line is one write(2) to a file opened to
 append, and a full file is renamed: killed at any point, the writer leaves whole files and at most one unfinished last
@@ -71,8 +72,8 @@ class Lines:
         return f"{self._second[1]}.{nanoseconds // 1000 % 1_000_000:06d}Z"
 
     def write(self, guest: str, body: str) -> None:
-        """A line of *guest*: the time, and *body*, the other members of a JSON object. What cannot be written is counted:
-        nothing is raised."""
+        """A line of *guest*: the time, and *body*, the other members of a JSON object. What cannot be written is
+        counted: nothing is raised."""
         lost = self.lost.get(guest, 0)
         tail = f',"lost":{lost}' if lost else ""
         line = f'{{"time":"{self._stamp()}",{body}{tail}}}\n'.encode()
@@ -137,6 +138,20 @@ class Lines:
                 os.unlink(f"{name}.{number}" if number else name, dir_fd=self._fd)
             except FileNotFoundError:
                 pass
+
+    def prune(self, most: int) -> None:
+        """Remove the files that have not been written for longest, so that there are *most* at the most."""
+        found = []
+        for name in os.listdir(self._fd):
+            try:
+                found.append((os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mtime, name))
+            except FileNotFoundError:
+                continue
+        for _, name in sorted(found)[: -most or None]:
+            try:
+                os.unlink(name, dir_fd=self._fd)
+            except OSError:  # gone, or no file of ours
+                continue
 
     def close(self) -> None:
         """End."""
