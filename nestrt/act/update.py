@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from nestrt.plan.update import Setting
     from nestrt.plan.update_quota import Pairs
 
-ROOT = "/guest"
-FIRST = "/guest/init"
+ROOT = "guest"
+FIRST = "init"
 MARKS = ("trusted.nestrt", "user.nestrt", "security.nestrt")
 # What the kernel says where another group's value is in the way.
 IN_THE_WAY = (errno.EBUSY, errno.EINVAL, errno.EACCES, errno.ENOSPC)
@@ -36,15 +36,18 @@ MEMORY_LIMIT = "memory.limit_in_bytes"
 
 
 class Update:
-    """One update of *container*. *undo* is what to write to have the old values again, the last first."""
+    """One update of *container*. *undo* is what to write to have the old values again, the last first.
 
-    own_groups = (ROOT, FIRST)  # below the limit group: made by the runtime
+    The guest root is called as the container's document says, "guest" where it does not.
+    """
 
     def __init__(self, container: Container, hierarchies: tuple[Hierarchy, ...], old: Resources, new: Resources):
         self.container = container
         self.hierarchies = tuple(h for h in hierarchies if os.path.isdir(h.path(container.cgroup)))
         self.old = old
         self.new = new
+        top = "/" + (container.text("root") or ROOT)
+        self.own_groups = (top, f"{top}/{FIRST}")  # below the limit group: made by the runtime
         self.undo: list[Callable[[], None]] = []
         self.held: list[int] = []  # descriptors that the way back needs
 
@@ -93,7 +96,7 @@ class Update:
 
     def _root(self, hierarchy: Hierarchy) -> str:
         """The guest root, where there is one of ours; else ""."""
-        root = self.container.cgroup + ROOT
+        root = self.container.cgroup + self.own_groups[0]
         return root if self.container.virtualized and os.path.isdir(hierarchy.path(root)) else ""
 
     def _hierarchy(self, h: Hierarchy) -> None:
@@ -130,7 +133,7 @@ class Update:
 
     def _flat_throttles(self, h: Hierarchy, settings: tuple[Setting, ...], root: str) -> None:
         """v1's throttles hold for one group alone: a guest that may make groups there cannot get them later."""
-        first = self.container.cgroup + FIRST
+        first = self.container.cgroup + self.own_groups[1]
         asked = [setting for setting in settings if setting.file.startswith("blkio.throttle.")]
         if not root or not asked:
             return
@@ -301,12 +304,11 @@ def former(before: str, written: str) -> str:
     return first[-1] if len(lines) > 1 and len(first) == 2 else lines[0]
 
 
-def remark(
-    container: Container, hierarchies: tuple[Hierarchy, ...], limits: dict[str, object], root: str = ROOT
-) -> None:
+def remark(container: Container, hierarchies: tuple[Hierarchy, ...], limits: dict[str, object]) -> None:
     """Put *limits* into the marks on the limit group and the stamp on the guest root, so that both say the truth."""
+    root = f"{container.cgroup}/{container.text('root') or ROOT}"
     for hierarchy in hierarchies:
-        for group in (container.cgroup, container.cgroup + root):
+        for group in (container.cgroup, root):
             for attribute in MARKS:
                 path = hierarchy.path(group)
                 try:
@@ -319,3 +321,28 @@ def remark(
                         os.setxattr(path, attribute, jsontext.dumps(value).encode())
                     except OSError:
                         continue  # another level's word, which only it may change
+
+
+def change(
+    subject: Container,
+    hierarchies: tuple[Hierarchy, ...],
+    old: Resources,
+    new: Resources,
+    limits: dict[str, object],
+    then: Callable[[], object] | None = None,
+) -> None:
+    """Make a guest of any runtime, by its limit group, have *new* beside the *old* that it has; marks get *limits*.
+
+    *then* is done once the groups have it. Raises NestrtError, OSError, what *then* raises; then nothing has changed.
+    """
+    update = Update(subject, hierarchies, old, new)
+    try:
+        update.carry_out()
+        if then is not None:
+            then()
+    except BaseException:
+        update.back()
+        raise
+    finally:
+        update.close()
+    remark(subject, hierarchies, limits)

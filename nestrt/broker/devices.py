@@ -25,27 +25,22 @@ from nestrt.act.inject import put_node
 from nestrt.act.update import remark
 from nestrt.broker import above
 from nestrt.broker.device_rules import (
-    Change,
     Lists,
     Programs,
     Rules,
     State,
     Store,
-    known_program,
-    put_program,
-    read_given,
 )
+from nestrt.broker.own_rules import Owner, chosen, known_rules, put_rules
 from nestrt.broker.refusal import Refusal
 from nestrt.broker.request import Method, Request
 from nestrt.broker.served import Served, Tree
-from nestrt.errors import HostError, InputError, KernelError, NestrtError
+from nestrt.errors import KernelError, NestrtError
 from nestrt.guest import client
 from nestrt.guest.client import GuestError
-from nestrt.host.marks import MOST_ITEMS, read_stamp
-from nestrt.kernel import bpf
-from nestrt.level.devices import DEFAULT_RULES, RULES_LIMIT, format_rule, parse_rules, subset
+from nestrt.host.marks import MOST_ITEMS
+from nestrt.level.devices import RULES_LIMIT, format_rule, parse_rules, subset
 from nestrt.plan import child_devices as plan
-from nestrt.plan.facts import Hierarchy
 from nestrt.plan.request import PARENT
 from nestrt.probe.nodes import device_node
 
@@ -57,50 +52,22 @@ METHOD = "io.nestrt.Guest.Devices"
 TERMINALS = 5
 
 
-def _chosen(hierarchies: tuple[Any, ...]) -> Any:
-    """The hierarchy that has device rules: v1's, else the v2 tree. Raises HostError where there is neither."""
-    v1 = [h for h in hierarchies if h.version == 1 and "devices" in h.controllers]
-    found = v1 + [h for h in hierarchies if h.version == 2]
-    if not found:
-        raise HostError("set", "device rules", "this host has neither v1's devices controller nor a v2 tree", "")
-    return found[0]
-
-
-def guest_rules(guest: Served, hierarchy: Hierarchy) -> Rules | None:
-    """The guest's own rules in the v2 *hierarchy*, None where nobody knows them.
-
-    The program on the limit group was made from what the broker wrote there, else from the mark; a guest of
-    ``launch`` has the usual rules where that says nothing, within this level's: its stamp has them.
-    """
-    limit = hierarchy.path(guest.limit)
-    before = read_given(limit)
-    attached = bpf.query(limit) if before else ()
-    for given in before:
-        if given.program in attached:
-            return given.rules
-    found = [guest.known.limits]
-    if guest.limit == f"{PARENT}/{guest.name}":
-        found.append(read_stamp(hierarchy.path(guest.root)).get("limits"))
-    for limits in found:
-        texts = limits.get("devices") if isinstance(limits, dict) else None
-        if isinstance(texts, list) and len(texts) < MOST_ITEMS:  # longer ones are cut off
-            try:
-                return plan.plain(parse_rules(str(text) for text in texts))
-            except InputError:
-                continue
-    return plan.plain(DEFAULT_RULES) if len(found) > 1 else None
+def owner(guest: Served) -> Owner:
+    """*guest*, for what is about its own rules."""
+    launched = guest.limit == f"{PARENT}/{guest.name}"
+    return Owner(guest.limit, guest.root, guest.known.limits, launched)
 
 
 def _store(guest: Served, tree: Tree) -> Store:
-    hierarchy = _chosen(tree.view.hierarchies)
+    hierarchy = chosen(tree.view.hierarchies)
     if hierarchy.version == 1:
         return Lists(hierarchy)
-    return Programs(hierarchy, guest_rules(guest, _chosen(guest.hierarchies)))
+    return Programs(hierarchy, known_rules(owner(guest), chosen(guest.hierarchies)))
 
 
 def _found(tree: Tree, group: str, operation: str) -> None:
     """Refuse a group that only other hierarchies have. Raises GuestError."""
-    hierarchy = _chosen(tree.view.hierarchies)
+    hierarchy = chosen(tree.view.hierarchies)
     if not os.path.isdir(hierarchy.dir(group)):
         reason = f"it is in other hierarchies, but not in {hierarchy.name or 'the v2 tree'}"
         raise GuestError(3, f"{operation} group {group}", reason, f"{tree.view.command} create makes it in all")
@@ -298,26 +265,18 @@ def set_guest_rules(guest: Served, rules: Rules, note: Note = lambda *_: None) -
 
     Waits: for a thread; the caller holds guest.changing. Raises Refusal, NestrtError; then nothing has changed.
     """
-    what = f"guest {guest.name}"
-    hierarchy = _chosen(guest.hierarchies)
-    limit, root = hierarchy.path(guest.limit), hierarchy.path(guest.root)
     before: Rules | None = None
     try:
         if above.needed():
             _ask(guest, guest.limit, {"only": [format_rule(rule) for rule in rules]})
-        elif hierarchy.version == 1:
-            change = Change(limit, follow=(root,))
-            before = plan.listed(change.had[limit])
-            change.carry_out(rules)
         else:
-            before = guest_rules(guest, hierarchy)
-            put_program(limit, rules, known_program(limit))
+            before = put_rules(owner(guest), chosen(guest.hierarchies), rules)
     except OSError as error:
         remedy = "the groups above have to allow these devices"
-        raise KernelError("set the devices of", what, error.errno or 0, remedy) from error
+        raise KernelError("set the devices of", f"guest {guest.name}", error.errno or 0, remedy) from error
     note("/", "devices", _as_text(before or ()), _as_text(rules))
     limits: dict[str, object] = {"devices": [format_rule(rule) for rule in rules]}
-    remark(Container("", guest.name, {"cgroup": guest.limit}), guest.hierarchies, limits, f"/{guest.known.root}")
+    remark(Container("", guest.name, {"cgroup": guest.limit, "root": guest.known.root}), guest.hierarchies, limits)
     guest.learn()
     put_nodes(guest, tuple(rule for rule in rules if before is None or subset((rule,), before) is not None), note)
 

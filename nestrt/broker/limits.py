@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from nestrt.act import update
 from nestrt.act.containers import Container
-from nestrt.act.update import Update, remark
 from nestrt.broker import devices
 from nestrt.broker.refusal import Refusal
 from nestrt.broker.served import Served
 from nestrt.guest import client
-from nestrt.level.limits import Limits, from_mark, parse_ios
+from nestrt.level.limits import Limits, from_mark, over, parse_ios
 from nestrt.level.units import parse_count, parse_cpus, parse_quota, parse_size, parse_weight
-from nestrt.oci.resources import Resources
-from nestrt.plan.narrow import within
+from nestrt.plan.change import completed, resources_of
 from nestrt.record import replace
 
 if TYPE_CHECKING:
@@ -54,22 +53,16 @@ def parse(settings: dict[str, str]) -> Limits:
 def change(guest: Served, new: Limits, rules: Rules | None, note: Note) -> Limits:
     """Make *guest* have *new* besides what it has; returns what it had of them. Raises NestrtError, OSError."""
     had = from_mark(guest.known.limits or {})
-    plain = new
-    if plain.swap is not None and plain.memory is None:
-        plain = replace(plain, memory=had.memory)  # the specification counts both together
-    subject = Container("", guest.name, {"cgroup": guest.limit, "virtualized": True})
-    before = within(replace(had, devices=None), Resources())
-    update = Update(subject, guest.hierarchies, before, within(plain, Resources()))
-    try:
-        update.carry_out()
+    plain = completed(new, had)
+    values = {"cgroup": guest.limit, "virtualized": True, "root": guest.known.root}
+
+    def then() -> None:
         if rules is not None:
             devices.set_guest_rules(guest, rules, note)
-    except BaseException:
-        update.back()
-        raise
-    finally:
-        update.close()
-    remark(subject, guest.hierarchies, plain.to_mark(), f"/{guest.known.root}")
+
+    limits = replace(plain, io=over(had, plain).io).to_mark()
+    subject = Container("", guest.name, values)
+    update.change(subject, guest.hierarchies, resources_of(replace(had, swap=None)), resources_of(plain), limits, then)
     guest.learn()
     return had
 

@@ -197,7 +197,8 @@ class Making:
             args = spec.process.args if spec.process else ()
             from nestrt.level.binding import made_by
 
-            origin = made_by("nestrt", spec.annotations, self.bundle_path)
+            directory = f"{flags.root}/{self.id}"
+            origin = (*made_by("nestrt", spec.annotations, self.bundle_path), ("directory", directory))
             request = Request(self.id, self.rootfs, args, policy, cgroup=cgroup, net="bundle", origin=origin)
         facts = gather_bundle(cgroup, request)
         held = held_devices(facts)

@@ -31,10 +31,7 @@ TAIL = """
 Exit status: the guest's own; 128+n if signal n ended it; 127 if the program is not in
 the guest, 126 if it cannot be executed; 125 if the guest could not be started.
 """
-OPTIONS = (
-    Option("rootfs", "DIR", "the root filesystem"),
-    Option("name", "ID", "the guest's name (default: one is made up)"),
-    Option("policy", "FILE", "a CONTAINER_LEVEL policy (TOML); flags beat it"),
+LIMITS = (
     Option("memory", "SIZE", "limit of memory: 512M, 2G, max", "m"),
     Option("swap", "SIZE", "limit of swap, in addition to memory"),
     Option("cpus", "LIST", "CPUs to run on: 0-1,3"),
@@ -43,6 +40,12 @@ OPTIONS = (
     Option("pids", "N", "limit of processes and threads"),
     Option("io", "LIMIT", "per device: '8:0 rbps=1M wbps=1M riops=100 wiops=100' or /dev/sda…", repeat=True),
     Option("device", "RULE", "allow a device: 'c 10:229 rwm', or /dev/fuse[:rwm]", repeat=True),
+)
+OPTIONS = (
+    Option("rootfs", "DIR", "the root filesystem"),
+    Option("name", "ID", "the guest's name (default: one is made up)"),
+    Option("policy", "FILE", "a CONTAINER_LEVEL policy (TOML); flags beat it"),
+    *LIMITS,
     Option("hostname", "NAME", "hostname (default: the guest's name)"),
     Option("env", "K=V", "environment variable; K alone takes it over", "e", repeat=True),
     Option("workdir", "DIR", "working directory in the guest", "w"),
@@ -95,7 +98,7 @@ def _node(path: str, what: str, kinds: str) -> tuple[str, int, int]:
     return kind, os.major(found.st_rdev), os.minor(found.st_rdev)
 
 
-def _devices(texts: list[str]) -> tuple[tuple[DeviceRule, ...], tuple[tuple[str, str], ...]]:
+def devices_of(texts: list[str]) -> tuple[tuple[DeviceRule, ...], tuple[tuple[str, str], ...]]:
     """Rules and nodes of ``--device``."""
     rules: list[DeviceRule] = []
     nodes: list[tuple[str, str]] = []
@@ -157,7 +160,8 @@ def _mount(text: str) -> MountRequest:
     return MountRequest(kind, source, target, "ro" in values, ",".join(options), kind == "bind" and "idmap" in values)
 
 
-def _environment(texts: list[str]) -> tuple[tuple[str, str], ...]:
+def environment_of(texts: list[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of ``--env``: K=V, or K alone, which the caller's own environment has. Raises InputError."""
     found = []
     for text in texts:
         key, equals, value = text.partition("=")
@@ -170,11 +174,13 @@ def _environment(texts: list[str]) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _limits(single: dict[str, str], repeated: dict[str, list[str]]) -> Limits:
+def limits_of(single: dict[str, str], repeated: dict[str, list[str]]) -> Limits:
+    """The limits of a command line, without device rules. Raises InputError, NotFound (a device that is not there)."""
     return Limits(
         memory=parse_size(single["memory"], "memory") if "memory" in single else None,
         swap=parse_size(single["swap"], "swap") if "swap" in single else None,
         cpus=parse_cpus(single["cpus"]) if "cpus" in single else None,
+        mems=parse_cpus(single["mems"], "list of memory nodes") if "mems" in single else None,
         cpu_quota=parse_quota(single["cpu-quota"]) if "cpu-quota" in single else None,
         cpu_weight=parse_weight(single["cpu-weight"]) if "cpu-weight" in single else None,
         pids=parse_count(single["pids"]) if "pids" in single else None,
@@ -205,8 +211,8 @@ def build(single: dict[str, str], repeated: dict[str, list[str]], words: list[st
     if not words:
         raise InputError("launch", "a guest", "no command is given", "add it at the end: -- sh")
     policy = _policy(single["policy"]) if "policy" in single else Policy()
-    rules, nodes = _devices(repeated.get("device", []))
-    limits = over(policy.limits, _limits(single, repeated))
+    rules, nodes = devices_of(repeated.get("device", []))
+    limits = over(policy.limits, limits_of(single, repeated))
     if rules:
         base = DEFAULT_RULES if policy.limits.devices is None else policy.limits.devices
         limits = replace(limits, devices=base + rules)
@@ -232,7 +238,7 @@ def build(single: dict[str, str], repeated: dict[str, list[str]], words: list[st
         command=tuple(words),
         origin=(("runtime", "launch"),),
         policy=replace(policy, limits=limits),
-        environment=_environment([*(["TERM"] if "terminal" in single else []), *repeated.get("env", [])]),
+        environment=environment_of([*(["TERM"] if "terminal" in single else []), *repeated.get("env", [])]),
         workdir=single.get("workdir", "/"),
         user=single.get("user", "0"),
         hostname=_hostname(single["hostname"]) if "hostname" in single else "",

@@ -1,0 +1,77 @@
+"""A broker of this level, where one runs, is asked to change a guest that it serves: what it knows then follows."""
+
+from __future__ import annotations
+
+import os
+
+from nestrt.errors import InputError, NestrtError, NotFound, StateError
+from nestrt.level.devices import format_rule
+from nestrt.level.limits import format_io
+from nestrt.level.units import MAX, format_cpus, format_quota, format_size
+from nestrt.plan.broker import HOST_SOCKET
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from nestrt.level.devices import DeviceRule
+    from nestrt.level.limits import Limits
+
+
+def _count(value: int) -> str:
+    return "max" if value == MAX else str(value)
+
+
+# The broker's key of each field, and how it is written there.
+SETTINGS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "memory": ("memory.max", format_size),
+    "swap": ("memory.swap.max", format_size),
+    "cpu_quota": ("cpu.max", format_quota),
+    "cpu_weight": ("cpu.weight", str),
+    "cpus": ("cpuset.cpus", format_cpus),
+    "mems": ("cpuset.mems", format_cpus),
+    "pids": ("pids.max", _count),
+    "io": ("io.max", lambda limits: "\n".join(format_io(limit) for limit in limits)),
+}
+ERRORS: dict[str, type[NestrtError]] = {"BadValue": InputError, "NotFound": NotFound, "Busy": StateError}
+
+
+class Answered(NestrtError):
+    """What the broker says, as it says it."""
+
+    def __str__(self) -> str:
+        return "; ".join(part for part in (self.reason, self.remedy) if part)
+
+
+def set_limits(limit_group: str, new: Limits, rules: tuple[DeviceRule, ...] | None) -> bool:
+    """Have the broker do it; False where there is none, or it does not serve the guest of that limit group.
+
+    Raises NestrtError where it does not do it; then nothing has changed.
+    """
+    if not os.path.exists(HOST_SOCKET):
+        return False
+    from nestrt.broker import above
+    from nestrt.broker.refusal import Refusal
+
+    try:
+        served = above.ask("io.nestrt.Host.Guests", {}, HOST_SOCKET).get("guests") or []
+    except Refusal:
+        return False  # a killed one's socket
+    names = [guest["name"] for guest in served if guest.get("cgroup") == limit_group]
+    if not names:
+        return False
+    settings = {
+        key: write(value)
+        for field, (key, write) in SETTINGS.items()
+        if (value := getattr(new, field)) not in (None, ())
+    }
+    devices = None if rules is None else [format_rule(rule) for rule in rules]
+    try:
+        parameters = {"guest": names[0], "settings": settings, "devices": devices}
+        above.ask("io.nestrt.Host.SetLimits", parameters, HOST_SOCKET)
+    except Refusal as refusal:
+        error = Answered("", "", refusal.message, refusal.remedy)
+        error.status = ERRORS.get(refusal.name, NestrtError).status
+        raise error from refusal
+    return True
