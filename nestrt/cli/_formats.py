@@ -285,18 +285,27 @@ def write_rows(
     are other names that templates know fields by. *live*: the rows have no end or come slowly; each is written at
     once, JSON as one object on each line, YAML as one document each, a table aligned to what has been seen so far.
     """
+    return write_text(row_texts(options, rows, columns, aliases, live), live)
+
+
+def row_texts(
+    options: argparse.Namespace,
+    rows: Iterable[dict[str, Any]],
+    columns: tuple[Column, ...],
+    aliases: dict[str, str] | None = None,
+    live: bool = False,
+) -> Iterator[str]:
+    """What write_rows() writes, a text at a time: a row is not asked for before what is before it has been taken."""
     form = options.format
     if is_template(form):
-        texts = _templated(options, rows, aliases or {}, live)
-    elif form == "json":
-        texts = _json(rows, live)
-    elif form == "yaml":
-        texts = _yaml_rows(rows, live)
-    elif form == "csv":
-        texts = _csv(options, rows, columns)
-    else:
-        texts = _table(_cells(options, rows, columns), tuple(column.right for column in columns), live)
-    return write_text(texts, live)
+        return _templated(options, rows, aliases or {}, live)
+    if form == "json":
+        return _json(rows, live)
+    if form == "yaml":
+        return _yaml_rows(rows, live)
+    if form == "csv":
+        return _csv(options, rows, columns)
+    return _table(_cells(options, rows, columns), tuple(column.right for column in columns), live)
 
 
 def write_text(texts: Iterable[str], live: bool = False) -> int:
