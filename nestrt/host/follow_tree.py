@@ -1,0 +1,385 @@
+"""The directories that are watched while events are followed: guests found, groups made and removed.
+
+::
+
+    outside guests    one watch on each directory of the primary hierarchy: a group is made, or gets a mark; in the
+                      others only on those in which guests are
+    in a guest        one on each directory of every hierarchy, and one on each file that tells of something
+
+inotify(7) tells a directory of its children's attributes too: so a mark is seen when it is set. Directories are gone
+through as they are found, watched first and listed then: what is made meanwhile is met by one of the two. A
+directory has an inode: where that is another one, the group was removed and made again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from nestrt.host import event_sources as sources
+from nestrt.host.event import Event, Guests, Known
+from nestrt.host.follow_place import Place, froze_itself, most_watches, read_counts
+from nestrt.host.marks import read_mark
+from nestrt.host.processes import pids_in, read_text
+from nestrt.host.walk import DEEPEST
+from nestrt.kernel import inotify
+from nestrt.plan.facts import Hierarchy
+from nestrt.probe.facts import primary
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from nestrt.host.marks import Mark
+
+MOST_GROUPS = 2000  # of one guest with all its guests
+LONGEST = 3700  # bytes of a directory's path to which a file's name can be added (PATH_MAX)
+DIRECTORY = ""  # the key of the directory itself, among its files
+STATES = frozenset(("populated", "empty"))
+CONTROL = "cgroup.subtree_control"  # what is written there gives child groups files
+MADE, GONE = inotify.IN_CREATE | inotify.IN_MOVED_TO, inotify.IN_DELETE | inotify.IN_MOVED_FROM
+MASK = MADE | GONE | inotify.IN_ATTRIB | inotify.IN_ONLYDIR | inotify.IN_DONT_FOLLOW
+
+
+class Group:
+    """A group of a guest: the names of the *hierarchies* that have it; *top*: the outermost guest's limit group."""
+
+    __slots__ = ("hierarchies", "top")
+
+    def __init__(self, top: str) -> None:
+        self.hierarchies: set[str] = set()
+        self.top = top
+
+
+class Tree:
+    """What is watched. *tell* takes events, *wanted* says which guests are looked into; *listens* is called with each
+    place that has files to look at, *leaves* with each that goes, *found* with each guest that comes, *ended* with
+    each that goes. *quiet*: what is found is no event. Times are in seconds since 1970."""
+
+    def __init__(
+        self,
+        hierarchies: tuple[Hierarchy, ...],
+        guests: Guests,
+        kinds: frozenset[str],
+        tell: Callable[[Event], None],
+        wanted: Callable[[Known], bool],
+    ) -> None:
+        self.hierarchies = hierarchies
+        self.primary = primary(hierarchies)
+        self.guests = guests
+        self.kinds = kinds
+        self.tell = tell
+        self.wanted = wanted
+        self.inotify = inotify.open()
+        self.places: dict[tuple[str, str], Place] = {}
+        self.groups: dict[str, Group] = {}
+        self.keys: dict[int, tuple[Place, str]] = {}
+        self.populated: dict[str, bool | None] = {}  # by limit group; None: it has had no process yet
+        self.most = most_watches()
+        self.quiet = False
+        self.visited: set[tuple[str, str]] | None = None
+        self.full = False
+        self._counts: dict[str, int] = {}
+        self._crowded: set[str] = set()
+        self._work: list[tuple[Hierarchy, str]] = []
+        self._fresh: list[Known] = []
+        self.v2 = any(h.version == 2 for h in hierarchies)
+        self.listens: Callable[[Place], None] = lambda place: None
+        self.leaves: Callable[[Place], None] = lambda place: None
+        self.found: Callable[[Known], None] = lambda guest: None
+        self.ended: Callable[[Known], None] = lambda guest: None
+
+    # -- telling --------------------------------------------------------------------------------------------------
+
+    def report(self, kind: str, path: str, now: float, **more: object) -> None:
+        """Tell an event of the group *path*, unless nobody wants it, or all that is found is news of no one."""
+        if self.quiet or (kind not in self.kinds and kind != "lost"):
+            return
+        guest = self.guests.of(path)
+        if guest is None or self.wanted(guest):
+            self.tell(self.guests.event(kind, path, guest, now, **more))
+
+    # -- going through --------------------------------------------------------------------------------------------
+
+    def cover(self, top: str, now: float) -> None:
+        """Go through all at and below *top* ("": everything): watch what is not watched, and find what has gone."""
+        self.visited = set()
+        in_guest = self.guests.top(top)
+        for hierarchy in self.hierarchies if in_guest else (self.primary,):
+            self.made(hierarchy, top, now)
+        visited, self.visited = self.visited, None
+        below = top + "/"
+        for path in sorted((p for p in self.groups if p == top or p.startswith(below)), key=len, reverse=True):
+            group = self.groups.get(path)
+            for name in list(group.hierarchies) if group else ():
+                if (name, path) not in visited:
+                    self.gone(name, path, now)
+        for key in [key for key in self.places if key[1] == top or key[1].startswith(below)]:
+            if key not in visited and key[1] not in self.groups:
+                self.gone(*key, now)
+
+    def made(self, hierarchy: Hierarchy, path: str, now: float) -> None:
+        """The directory *path* was made in *hierarchy*, or may be there: all at and below it is met."""
+        self._work.append((hierarchy, path))
+        if len(self._work) > 1:
+            return  # called by what follows
+        while self._work:
+            self._meet(*self._work[-1], now)
+        fresh, self._fresh = self._fresh, []
+        for guest in fresh:
+            self.found(guest)
+            self.look_whether_populated(guest, now)
+
+    def _meet(self, hierarchy: Hierarchy, path: str, now: float) -> None:
+        done = len(self._work) - 1
+        guest = self.guests.of(path)
+        if guest is None and hierarchy is not self.primary:
+            del self._work[done]
+            return
+        below: list[str] = []
+        if guest is None or (self.wanted(guest) and self._admit(hierarchy, path, guest, now)):
+            below = self._watch(hierarchy, path, guest, now)
+        if self.visited is not None and guest is not None and path == guest.path and hierarchy is self.primary:
+            self._around(path, now)
+            self._work += [(h, path) for h in self.hierarchies if h is not hierarchy]
+        del self._work[done]
+        if self.guests.of(path) is guest:  # else it has just turned out to be a guest, and comes again as one
+            self._work += [(hierarchy, f"{path}/{name}") for name in below]
+
+    def _admit(self, hierarchy: Hierarchy, path: str, guest: Known, now: float) -> bool:
+        """Count *path* among the groups of its guest; False where that has too many."""
+        group = self.groups.get(path)
+        if group is None:
+            top = self.guests.top(path)
+            if self._counts.get(top, 0) >= MOST_GROUPS:
+                if top not in self._crowded:
+                    self._crowded.add(top)
+                    detail = f"it has more than {MOST_GROUPS} groups: what happens in others is not seen"
+                    self.report("lost", top, now, detail=detail)
+                return False
+            self._counts[top] = self._counts.get(top, 0) + 1
+            group = self.groups[path] = Group(top)
+            self.report("created", path, now)
+        group.hierarchies.add(hierarchy.name)
+        return True
+
+    def _watch(self, hierarchy: Hierarchy, path: str, guest: Known | None, now: float) -> list[str]:
+        """Watch one directory and its files, and look at its mark. The names of its child groups."""
+        directory = hierarchy.path(path or "/")
+        if len(os.fsencode(directory)) > LONGEST or path.count("/") > DEEPEST:
+            return []
+        try:
+            status = os.stat(directory)
+            key = (hierarchy.name, path)
+            place = self.places.get(key)
+            if place and place.inode != status.st_ino:
+                if path in self.groups and hierarchy is self.primary:
+                    for name in list(self.groups[path].hierarchies):
+                        self.gone(name, path, now)
+                    self._work.append((hierarchy, path))
+                    return []
+                self._let_go(place)
+                place = None
+            if place is None:
+                place = self.places[key] = Place(hierarchy, path, status.st_ino)
+            if self.visited is not None:
+                self.visited.add(key)
+            if not self._add(place, DIRECTORY, directory, MASK, guest, now) and self.visited is None:
+                return []
+            if guest is not None:
+                self.files(place, now)
+            self._mark(hierarchy, path, directory, guest, now)
+            if os.stat(directory).st_nlink == 2:
+                return []
+            with os.scandir(directory) as entries:
+                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:  # it went away
+            return []
+
+    def _mark(self, hierarchy: Hierarchy, path: str, directory: str, guest: Known | None, now: float) -> None:
+        if path in self.guests.known or not path or (guest is not None and path == guest.root):
+            return
+        names = os.listxattr(directory)
+        mark = read_mark(directory, names) if names else None
+        if mark is not None:
+            self._guest(path, mark, os.stat(directory).st_uid, now)
+
+    def marked(self, hierarchy: Hierarchy, path: str, now: float) -> None:
+        """An attribute of the directory was set."""
+        if path in self.guests.known or (self.guests.of(path) is None and hierarchy is not self.primary):
+            return
+        try:
+            self._mark(hierarchy, path, hierarchy.path(path), self.guests.of(path), now)
+        except OSError:
+            return
+
+    def _guest(self, path: str, mark: Mark, owner: int, now: float) -> None:
+        """A limit group: the guest is watched in all hierarchies from now on."""
+        guest = self.guests.add(path, mark, owner)
+        self.populated[path] = None
+        self._fresh.append(guest)
+        self._around(path, now)
+        for hierarchy in self.hierarchies:
+            self.made(hierarchy, path, now)
+
+    def _around(self, path: str, now: float) -> None:
+        """Watch the group in which an outermost guest is in the other hierarchies too: it may get there later."""
+        parent = path.rpartition("/")[0]
+        if self.guests.of(parent) is not None:
+            return
+        for hierarchy in self.hierarchies:
+            if hierarchy is not self.primary:
+                try:
+                    directory = hierarchy.path(parent or "/")
+                    inode = os.stat(directory).st_ino
+                    place = self.places.get((hierarchy.name, parent))
+                    if place is None or place.inode != inode:
+                        if place is not None:
+                            self._let_go(place)
+                        place = self.places[hierarchy.name, parent] = Place(hierarchy, parent, inode)
+                    self._add(place, DIRECTORY, directory, MASK, None, now)
+                    if self.visited is not None:
+                        self.visited.add((hierarchy.name, parent))
+                except OSError:
+                    continue
+
+    def look_whether_populated(self, guest: Known, now: float) -> None:
+        """Tell whether the guest has a process, where that is news."""
+        running, before = self._is_populated(guest), self.populated.get(guest.path)
+        if running and not before:
+            self._started(guest, now)
+        elif before and running is False:
+            self.populated[guest.path] = False
+            self.report("ended", guest.path, now)
+
+    def stirred(self, place: Place, now: float) -> None:
+        """The cgroup.events of a group have changed: a guest that has had no process yet has one, or has had one."""
+        guest = self.guests.known.get(place.path)
+        if guest is None or place.path not in self.populated or self.populated[place.path] is not None:
+            return
+        try:
+            frozen = "frozen 1" in read_text(place.file("cgroup.events"))
+        except OSError:
+            frozen = False
+        if not frozen or self._is_populated(guest):
+            self._started(guest, now)
+            self.look_whether_populated(guest, now)
+
+    def _started(self, guest: Known, now: float) -> None:
+        self.populated[guest.path] = True
+        self.report("started", guest.path, now, detail=guest.started(), source="mark")
+
+    def _is_populated(self, guest: Known) -> bool | None:
+        """None where its limit group has gone, or nothing says so."""
+        for hierarchy in self.hierarchies:
+            try:
+                if hierarchy.version == 2:
+                    return "populated 1" in read_text(hierarchy.path(guest.path, "cgroup.events"))
+            except OSError:
+                return None
+        groups = [path for path in self.groups if path == guest.path or path.startswith(guest.path + "/")]
+        return any(pids_in(self.primary.path(path)) for path in groups)
+
+    def gone(self, name: str, path: str, now: float) -> None:
+        """The directory *path* was removed in the hierarchy *name*."""
+        place = self.places.pop((name, path), None)
+        if place is not None:
+            self._let_go(place)
+        group = self.groups.get(path)
+        if group is None:
+            if name == self.primary.name:
+                self.guests.remove(path)  # one that nobody wants
+            return
+        group.hierarchies.discard(name)
+        if group.hierarchies:
+            return
+        del self.groups[path]
+        self._counts[group.top] = max(self._counts.get(group.top, 0) - 1, 0)
+        guest = self.guests.known.get(path)
+        if guest is None:
+            self.report("removed", path, now)
+            return
+        if self.populated.pop(path, False):
+            self.report("ended", path, now)
+        self.report("removed", path, now)
+        self.ended(guest)
+        self.guests.remove(path)
+        self._crowded.discard(path)
+
+    def renamed(self, name: str, path: str, now: float) -> None:
+        """v1: all below the directory has another path from now on."""
+        below = path + "/"
+        for one in sorted((p for n, p in self.places if n == name and p.startswith(below)), key=len, reverse=True):
+            self.gone(name, one, now)
+        self.gone(name, path, now)
+
+    # -- watches --------------------------------------------------------------------------------------------------
+
+    def files(self, place: Place, now: float) -> None:
+        """Watch those files of *place* that are wanted and there."""
+        hierarchy = place.hierarchy
+        guest = self.guests.of(place.path)
+        if hierarchy.version == 2:
+            self._add(place, CONTROL, place.file(CONTROL), inotify.IN_MODIFY, guest, now)
+        only = hierarchy is self.primary and not self.v2
+        for source in sources.fitting(hierarchy.version, hierarchy.controllers, self.kinds | STATES, only):
+            if source.file in place.files or source.instead in place.files or source.lacking:
+                continue
+            for file in filter(None, (source.file, source.instead)):
+                try:
+                    said = read_counts(place, file)
+                except (OSError, ValueError):
+                    continue
+                # All that a new group has counted has happened since it is there; what had to rest goes on.
+                place.said.setdefault(file, said if self.quiet else dict.fromkeys(said, 0))
+                told = sources.TOLD in source.how or file == "freezer.state"
+                if not told or self._add(place, file, place.file(file), inotify.IN_MODIFY, guest, now):
+                    place.files[file] = source
+                break
+        if self.quiet:
+            place.frozen = any(said.get("frozen") for said in place.said.values()) and froze_itself(place)
+        self.listens(place)
+
+    def _add(self, place: Place, file: str, path: str, mask: int, guest: Known | None, now: float) -> bool:
+        """One watch. False where there is no room for it. OSError: it went away."""
+        if file in place.watches:
+            return True
+        # A quarter is kept for limit groups and guest roots.
+        inner = guest is not None and place.path not in (guest.path, guest.root)
+        room = self.most * 3 // 4 if inner else self.most
+        if len(self.keys) < room:
+            try:
+                number = inotify.add(self.inotify, path, mask)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    if file:
+                        return False
+                    raise
+            else:
+                self.keys[number] = (place, file)
+                place.watches[file] = number
+                return True
+        if not self.full:
+            self.full = True
+            detail = f"{len(self.keys)} files and directories are watched: of more guests not all groups will be"
+            remedy = "; more: sysctl fs.inotify.max_user_watches"
+            self.tell(Event(now, "lost", detail=detail + remedy, source="nestrt"))
+        return False
+
+    def rest(self, number: int) -> None:
+        """Remove one watch, until the next cover()."""
+        place, file = self.keys.pop(number)
+        place.watches.pop(file, None)
+        if file:
+            place.files.pop(file, None)
+        inotify.remove(self.inotify, number)
+
+    def _let_go(self, place: Place) -> None:
+        for number in place.watches.values():
+            self.keys.pop(number, None)
+            inotify.remove(self.inotify, number)
+        self.leaves(place)
+
+    def below(self, top: str) -> Iterable[Place]:
+        """The places at and below *top*."""
+        return [place for place in self.places.values() if place.path == top or place.path.startswith(top + "/")]
