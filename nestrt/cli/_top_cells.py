@@ -20,7 +20,7 @@ STATES = {"running": "R", "paused": "P", "stopped": "-", "": "?"}
 # From how much of a limit, and from which pressure, a cell is noticeable, and from how much it is alarming.
 HIGH, FULL = 80.0, 95.0
 PRESSED, CHOKED = 10.0, 40.0
-SHORTEST_NAME = 12
+SHORTEST_NAME = 18
 GAP = 1
 
 
@@ -182,7 +182,7 @@ CELLS: tuple[Cell, ...] = (
 def fitting(width: int) -> tuple[int, tuple[Cell, ...]]:
     """How wide the name may be, and which cells are shown, on *width* columns."""
     cells = list(CELLS)
-    while cells and SHORTEST_NAME * 2 + sum(cell.width + GAP for cell in cells) > width:
+    while cells and SHORTEST_NAME + sum(cell.width + GAP for cell in cells) > width:
         cells.remove(max(cells, key=lambda cell: cell.rank))
     return width - sum(cell.width + GAP for cell in cells), tuple(cells)
 

@@ -25,12 +25,11 @@ class Glyphs:
     dots: str
     full: str
     rest: str
-    branch: str
     rule: str
 
 
-UNICODE = Glyphs("…", "█", "░", "└ ", "─")
-ASCII = Glyphs("..", "#", ".", "`-", "-")
+UNICODE = Glyphs("…", "█", "░", "─")
+ASCII = Glyphs("..", "#", ".", "-")
 
 
 def draw(model: Model, width: int, height: int, glyphs: Glyphs, now: float, cpus: int, total: int | None) -> list[Line]:
@@ -69,16 +68,18 @@ def _head(model: Model, width: int, cpus: int, total: int | None) -> list[Line]:
     left = f"{time.strftime('%H:%M:%S')}  {who}, level {model.level}: "
     left += f"{len(guests)} guest{'' if len(guests) == 1 else 's'}" + (f" ({kinds})" if kinds else "")
     right = "paused" if model.paused else f"every {model.delay:g} s"
+    if model.actual > 1.5 * model.delay and not model.paused:
+        right = f"every {model.actual:.1f} s, {model.delay:g} would cost too much"
     first = left[: width - len(right) - 1].ljust(width - len(right)) + right
     allowed = own.effective("memory.max") or total
     used = size(own.counters.memory) + (f"/{size(allowed)}" if allowed else "")
     pressure = "/".join(percent(value) for value in own.pressure)
     tasks = own.counters.pids
     parts = [f"CPU {percent(own.cpu_percent)}% of {cpus * 100}%", f"memory {used}"]
-    if own.read_rate is not None:
-        parts.append(f"I/O {size(own.read_rate)}/s read, {size(own.write_rate)}/s written")
     parts += [f"pressure {pressure}"] if any(value is not None for value in own.pressure) else []
     parts += [f"tasks {tasks}"] if tasks is not None else []
+    if own.read_rate is not None:
+        parts.append(f"I/O {size(own.read_rate)}/s read, {size(own.write_rate)}/s written")
     second = "  ".join(parts)[:width]
     choice = model.choice
     words = [f"by {choice.by}", f"order {choice.order}" + (" (turned)" if choice.reverse else "")]
@@ -102,11 +103,12 @@ def _titles(model: Model, name: int, cells: tuple[Cell, ...], width: int) -> Lin
 def _row(
     usage: Usage, indent: int, chosen: bool, name: int, cells: tuple[Cell, ...], glyphs: Glyphs, now: float
 ) -> Line:
-    text = "  " * min(indent - 1, name // 4) + glyphs.branch if indent else ""
+    text = "  " * min(indent, name // 4)
     label = usage.name
     if indent and usage.guest:
         # In a tree, what stands above is in front already.
-        label = usage.path[len(usage.parent) + 1 :] if usage.kind == "group" else usage.name.rpartition("/")[2]
+        last = usage.path if usage.kind == "group" else usage.name
+        label = last.rpartition("/")[2]
     text += one_column(label)
     line: Line = [("claim" if usage.claim else "name", shortened(text, name, glyphs.dots).ljust(name))]
     for cell in cells:

@@ -55,6 +55,7 @@ class Model:
         self.sampler = sampler
         self.choice = choice
         self.delay = delay
+        self.actual = delay
         self.paused = False
         self.help = False
         self.details = False

@@ -143,7 +143,8 @@ class _Terminal:
         self.picture.changed()
         delay = min(model.delay, FIRST) if self.passes == 1 else model.delay
         rest = (time.process_time() - used) / BUSIEST
-        self._again(max(delay, rest) - (time.monotonic() - start))
+        model.actual = max(delay, rest)
+        self._again(model.actual - (time.monotonic() - start))
 
     def _again(self, seconds: float) -> None:
         if self.alarm is not None:

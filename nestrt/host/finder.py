@@ -148,6 +148,8 @@ class Finder:
                 continue
             if not (mark or self._may_read) and "guest" in children:
                 mark = _from_stamp(hierarchy.mountpoint + path + "/guest")
+            if mark and self._is_root(path):
+                mark = None  # a stamp, which is called as the mark is
             if path and (mark or within or known):
                 seen.add(path)
                 self._found(path, hierarchy, mark, owner)
@@ -155,6 +157,11 @@ class Finder:
             if (inside or mark is None) and path.count("/") < DEEPEST:
                 stack += [(f"{path}/{name}", within) for name in children]
         self._missing(hierarchy, seen, tops, inside)
+
+    def _is_root(self, path: str) -> bool:
+        above, _, name = path.rpartition("/")
+        around = self._places.get(above)
+        return around is not None and around.mark is not None and around.mark.root == name
 
     def _found(self, path: str, hierarchy: Hierarchy, mark: Mark | None, owner: int) -> None:
         place = self._places.get(path)

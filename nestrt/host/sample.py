@@ -27,7 +27,7 @@ WANTED = frozenset(
 )  # with each the others of its file
 LIMITS = ("cpu.max", "memory.max", "pids.max")
 SHORTEST = 0.02  # s between two readings that make a rate
-LIMITS_SHARE = 0.02  # of the time is for reading limits again
+QUIET_TURNS = 10  # a group in which nothing runs is read every so many samples: its memory may still shrink
 LIMITS_AGE = 2.0  # s that limits are believed at least
 
 
@@ -36,13 +36,14 @@ class Usage:
 
     *kind* is "guest", "group" or "level", *path* its group ("" of a level), *parent* the path of the row it is inside
     of. CPU is in percent of one CPU; *quota_percent* of the effective CPU quota; *throttled_percent* of the quota's
-    periods; *read_rate* and *write_rate* in bytes per second. *limits* are by key.
+    periods; *read_rate* and *write_rate* in bytes per second. *limits* are by key. *quiet*: nothing
+    runs in it, and all rates and pressures have come down to zero.
     """
 
     __slots__ = (
         "claim", "counters", "cpu_percent", "guest", "hierarchies", "killed", "kind", "level", "limits",
-        "limits_read", "name", "parent", "path", "quota_percent", "read", "read_rate", "throttled_percent",
-        "write_rate",
+        "limits_read", "name", "parent", "path", "quiet", "quota_percent", "read", "read_rate",
+        "throttled_percent", "write_rate",
     )  # fmt: skip
 
     def __init__(self, kind: str, path: str, hierarchies: tuple[str, ...]) -> None:
@@ -59,6 +60,7 @@ class Usage:
         self.counters = Counters()
         self.read = -1.0
         self.killed = -1.0
+        self.quiet = False
         self.forget_rates()
 
     def forget_rates(self) -> None:
@@ -91,6 +93,7 @@ class Usage:
             if _difference(new.oom_kills, old.oom_kills):
                 self.killed = now
         self.counters, self.read = new, now
+        self.quiet = self._is_quiet()
 
     def effective(self, key: str) -> int | None:
         """What works of the limit *key*; None where nothing does."""
@@ -103,6 +106,11 @@ class Usage:
         """*used* in percent of the effective limit *key*."""
         limit = self.effective(key)
         return None if limit is None or used is None else 100.0 * used / limit if limit else 100.0
+
+    def _is_quiet(self) -> bool:
+        if self.counters.pids != 0 or self.cpu_percent != 0.0 or self.read_rate or self.write_rate:
+            return False
+        return not any(self.pressure)
 
     @property
     def state(self) -> str:
@@ -196,6 +204,7 @@ class Sampler:
         self._rows: dict[str, Usage] = {}
         self._limits = Reader()
         self._limits_next = 0
+        self._samples = 0
         self._stale = False
         # The rows that are there stay until a new finder has seen everything.
         self._replacing = False
@@ -247,7 +256,14 @@ class Sampler:
         """Read the counters of all rows. Those that are gone are no longer in *usages*."""
         gone = []
         clock, read = time.monotonic, self._reader.read
-        for row in self.usages:
+        self._samples += 1
+        for place, row in enumerate(self.usages):
+            if row.quiet and (place + self._samples) % QUIET_TURNS:
+                around = self._rows.get(row.parent)
+                if around is not None and around.counters.pids == 0:
+                    # Nothing runs in the group around it, so nothing can have run here.
+                    row.read = clock()
+                    continue
             counters = read(row.path, row.hierarchies)
             if counters.cpu_usec is None and counters.memory is None and counters.pids is None:
                 gone.append(row)

@@ -77,8 +77,12 @@ def arrange(usages: list[Usage], choice: Choice, level: int = 0) -> list[tuple[U
     if choice.text:
         by_path = _with_those_around(by_path, choice.text)
     inner: dict[str, list[Usage]] = {}
+    above = {usage.path: usage.parent for usage in usages}
     for usage in by_path.values():
-        inner.setdefault(usage.parent if usage.parent in by_path else "", []).append(usage)
+        parent = usage.parent
+        while parent and parent not in by_path:
+            parent = above.get(parent, "")
+        inner.setdefault(parent, []).append(usage)
     rows: list[tuple[Usage, int]] = []
     stack = [(usage, 0) for usage in reversed(in_order(inner.get("", []), choice.order, choice.reverse))]
     while stack:
