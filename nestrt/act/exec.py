@@ -9,17 +9,24 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
+from struct import pack
 
-from nestrt.act import attributes, first, launch, seccomp
+from nestrt.act import attributes, first, launch, program, seccomp
 from nestrt.act.creator import Creator, keep_only, send_terminal, tell_pid
 from nestrt.act.join import KINDS, by_helper
 from nestrt.act.process import Guest
 from nestrt.act.protocol import pair
 from nestrt.errors import KernelError, NotFound, StateError
 from nestrt.kernel import caps, cgroup, namespaces, pidfd, prctl
+from nestrt.kernel import seccomp as kernel_seccomp
+from nestrt.kernel.board import new_board
 from nestrt.plan import container_steps as do
+from nestrt.plan import guest_steps as guest_do
+from nestrt.plan import process_steps as process_do
+from nestrt.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,11 +61,16 @@ def _clone_beside(launcher: Creator, step: do.CloneBeside) -> None:
     flags = others(step.pid)
     root = os.open(f"/proc/{step.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     launcher.channel, theirs = pair()
+    patience: int = launcher.bundle.patience  # type: ignore[attr-defined]  # it is a Joining
+    if patience:
+        # SO_RCVTIMEO leaves the socket blocking: a descriptor that comes by it has to be waited for, too.
+        seconds = pack("ll", patience, 0)
+        launcher.channel.sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, seconds)
 
     def enter(keep: int) -> None:
         prctl.set_dumpable(False)
         handed = range(3, 3 + launcher.bundle.preserve_fds)
-        keep_only((theirs.fd, target, root, keep, launcher.board, launcher.trace, *handed))
+        keep_only((theirs.fd, target, root, keep, launcher.board, launcher.trace, launcher.log, *handed))
         if flags:
             namespaces.setns(target, flags)
         if not os.path.samestat(os.fstat(root), os.stat("/")):
@@ -72,7 +84,7 @@ def _clone_beside(launcher: Creator, step: do.CloneBeside) -> None:
     if launcher.pid == 0:
         for fd in (target, root):
             os.close(fd)
-        held = Guest(theirs, -1, {}, -1, launcher.signals)
+        held = Guest(theirs, -1, {}, launcher.log, launcher.signals)
         held.creator = launcher
         held.filter = launcher.filter
         held.board = launcher.board
@@ -117,6 +129,31 @@ def _attach_each(launcher: Creator, step: do.AttachEach) -> None:
             cgroup.write(hierarchy.path(step.leaf, "cgroup.procs"), str(launcher.pid))
 
 
+def _use_filters(launcher: Creator, step: do.UseFilters) -> None:
+    from nestrt.kernel.libseccomp import Filter  # of filters nobody has built here
+
+    launcher.filter = Filter(step.filters[-1], 0, False)
+    launcher.board = new_board()
+
+
+def _load_filters(guest: Guest, step: do.LoadFilters) -> None:
+    for code in step.filters:
+        kernel_seccomp.load(code, 0)
+
+
+def _become_named(guest: Guest, step: do.BecomeNamed) -> None:
+    uid, gid, groups = program.find_user(step.user)
+    if step.home:
+        program.learn_home(guest, process_do.LearnHome(uid))
+    become = step.root if uid == 0 else step.plain
+    program.become_user(guest, replace(become, uid=uid, gid=gid, groups=tuple(groups)))
+
+
+def _redirect_output(guest: Guest, step: guest_do.RedirectOutput) -> None:
+    for fd in range(3):
+        os.dup2(guest.log, fd)
+
+
 def _write_pid(launcher: Creator, step: do.WritePid) -> None:
     tell_pid(launcher)
 
@@ -129,5 +166,13 @@ HOST: dict[type[Step], Callable[..., None]] = {
     do.CloneBeside: _clone_beside,
     do.AttachEach: _attach_each,
     do.WritePid: _write_pid,
+    do.UseFilters: _use_filters,
 }
-FIRST: dict[type[Step], Callable[..., None]] = {**first.COMMON, **attributes.FIRST, **seccomp.FIRST}
+FIRST: dict[type[Step], Callable[..., None]] = {
+    **first.COMMON,
+    **attributes.FIRST,
+    **seccomp.FIRST,
+    do.LoadFilters: _load_filters,
+    do.BecomeNamed: _become_named,
+    guest_do.RedirectOutput: _redirect_output,
+}

@@ -35,7 +35,7 @@ _sets: list[frozenset[int]] = []
 
 
 def take_identity(guest: Guest, step: do.TakeIdentity) -> None:
-    uid, gid, groups = _find_user(step.user)
+    uid, gid, groups = find_user(step.user)
     wanted = frozenset(caps.by_name(name) for name in step.capabilities)
     have = caps.current()
     if step.exactly and wanted - have.permitted:
@@ -103,7 +103,7 @@ def _digits(text: str) -> int | None:
     return number if number < NO_ID else None
 
 
-def _find_user(user: str) -> tuple[int, int, list[int]]:
+def find_user(user: str) -> tuple[int, int, list[int]]:
     """*user* as (uid, gid, supplementary groups): numbers as they are, names by the guest's own files."""
     name, colon, group = user.partition(":")
     uid = _digits(name)

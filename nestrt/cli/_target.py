@@ -23,11 +23,11 @@ HELP = Option("help", "", "this text", "h")
 
 
 def words(
-    command: str, options: tuple[Option, ...], argv: list[str], head: str, tail: str = ""
+    command: str, options: tuple[Option, ...], argv: list[str], head: str, tail: str = "", permute: bool = True
 ) -> tuple[dict[str, str], dict[str, list[str]], list[str]] | None:
     """Options and operands in any order, up to ``--``; None if only help was wanted, which has been printed.
 
-    Raises InputError.
+    Without *permute* options end at the first operand. Raises InputError.
     """
     single: dict[str, str] = {}
     repeated: dict[str, list[str]] = {}
@@ -41,7 +41,7 @@ def words(
             single[name] = value
         for name, values in more.items():
             repeated.setdefault(name, []).extend(values)
-        ended = rest[: len(rest) - len(left)][-1:] == ["--"]
+        ended = not permute or rest[: len(rest) - len(left)][-1:] == ["--"]
         operands += left if ended else left[:1]
         rest = [] if ended else left[1:]
     if "help" in single:

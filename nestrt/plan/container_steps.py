@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nestrt.plan.facts import Hierarchy
+from nestrt.plan.process_steps import BecomeUser
 from nestrt.plan.steps import Step
 from nestrt.record import record
 
@@ -142,3 +143,37 @@ class WritePid(Step):
 
     def describe(self) -> str:
         return "write the pid file"
+
+
+@record
+class UseFilters(Step):
+    """Have the last of *filters* (struct sock_filter[], of another process) loaded as the container's own would be."""
+
+    filters: tuple[bytes, ...]
+
+    def describe(self) -> str:
+        return f"use the first process's system call filters ({len(self.filters)})"
+
+
+@record
+class LoadFilters(Step):
+    """Load all *filters* but the last one, in their order."""
+
+    filters: tuple[bytes, ...]
+
+    def describe(self) -> str:
+        return f"load the first process's earlier system call filters ({len(self.filters)})"
+
+
+@record
+class BecomeNamed(Step):
+    """Become *user*, ``uid[:gid]`` or names that the container's own files have, and as its BecomeUser says:
+    *root*'s for uid 0, *plain*'s for others. *home*: HOME is his home directory."""
+
+    user: str
+    root: BecomeUser
+    plain: BecomeUser
+    home: bool
+
+    def describe(self) -> str:
+        return f"become user {self.user}, in {self.root.cwd}"

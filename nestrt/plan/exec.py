@@ -16,10 +16,10 @@
 from __future__ import annotations
 
 from nestrt.errors import InputError
-from nestrt.oci.model import Process, Spec
+from nestrt.oci.model import Process, Seccomp, Spec
 from nestrt.plan import container_steps as do
 from nestrt.plan.facts import Hierarchy
-from nestrt.plan.guest_steps import BecomeRoot, OpenTerminal
+from nestrt.plan.guest_steps import BecomeRoot, OpenTerminal, RedirectOutput
 from nestrt.plan.host_steps import AwaitProgram
 from nestrt.plan.process import (
     after_groups,
@@ -31,15 +31,22 @@ from nestrt.plan.process import (
     required_steps,
     user_steps,
 )
+from nestrt.plan.process_steps import BecomeUser, LearnHome
 from nestrt.plan.seccomp_steps import filter_agent, filter_first, filter_host, filter_started
 from nestrt.plan.steps import Plan, Step, Tell, Wait
-from nestrt.record import record
+from nestrt.record import record, replace
 
 
 @record
 class Joining:
     """What ``exec`` is to do: *spec* is the container's with the new process in it; *first* and *start* are the
-    container's first process; *places* (hierarchy, group) where the new one goes, *leaf* see AttachEach."""
+    container's first process; *places* (hierarchy, group) where the new one goes, *leaf* see AttachEach.
+
+    *user* is whom it is to be instead of the document's, as the container's own files know him: root then has the
+    document's capabilities, another none. *filters* are the first process's system call filters, oldest first, in
+    the place of a profile. *silent*: it reads nothing, and what it writes goes nowhere. *patience* is how many
+    seconds it may take for each word that it tells; 0: for ever, as in a paused container.
+    """
 
     id: str
     spec: Spec
@@ -50,6 +57,10 @@ class Joining:
     console: str = ""
     keyring: bool = True
     preserve_fds: int = 0
+    user: str = ""
+    filters: tuple[bytes, ...] = ()
+    silent: bool = False
+    patience: int = 0
 
     @property
     def process(self) -> Process:
@@ -71,12 +82,30 @@ def place(path: str, base: str, name: str) -> str:
     return "/".join([base.rstrip("/"), *parts])
 
 
+def _user_steps(joining: Joining) -> list[Step]:
+    """user_steps(), where *joining* names a user those of BecomeNamed."""
+    steps = user_steps(joining.process, joins=True)
+    if not joining.user:
+        return steps
+    found: list[Step] = []
+    for step in steps:
+        if isinstance(step, BecomeUser):
+            none: tuple[str, ...] = ()
+            plain = replace(step, groups=(), effective=none, permitted=none, inheritable=none, ambient=none)
+            home = not any(variable.startswith("HOME=") for variable in joining.process.env)
+            found.append(do.BecomeNamed(joining.user, replace(step, groups=()), plain, home))
+        elif not isinstance(step, LearnHome):
+            found.append(step)
+    return found
+
+
 def plan_exec(joining: Joining) -> Plan:
     """Raises InputError and HostError where the process asks for what this host or kernel cannot do."""
     spec, process = joining.spec, joining.process
     host: list[Step] = [
         *required_steps(process),
         *filter_host(spec.seccomp),
+        *([do.UseFilters(joining.filters)] if joining.filters else []),
         do.CloneBeside(joining.first, joining.start),
         *before_groups(process, joins=True),
     ]
@@ -94,12 +123,13 @@ def plan_exec(joining: Joining) -> Plan:
     guest += keyring_steps(process, joining.keyring)
     if process.terminal:
         guest.append(OpenTerminal())
+    if joining.silent:
+        guest.append(RedirectOutput())
     guest += [*attribute_steps(process, spec), Tell("prepared"), Wait("limited")]
-    guest += [*filter_first(spec.seccomp, process.no_new_privileges), *user_steps(process, joins=True)]
-    guest += [
-        Tell("ready"),
-        Wait("go"),
-        *filter_started(spec.seccomp, False),
-        *program_steps(process, joining.preserve_fds),
-    ]
+    filtered = spec.seccomp or (Seccomp("SCMP_ACT_ALLOW") if joining.filters else None)
+    guest += [*filter_first(filtered, process.no_new_privileges), *_user_steps(joining)]
+    guest += [Tell("ready"), Wait("go")]
+    if len(joining.filters) > 1:
+        guest.append(do.LoadFilters(joining.filters[:-1]))
+    guest += [*filter_started(filtered, False), *program_steps(process, joining.preserve_fds)]
     return Plan(joining.id, tuple(host), tuple(guest))
