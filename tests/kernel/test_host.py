@@ -359,7 +359,7 @@ def test_show(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
     assert ["level", "2"] in lines
     (memory,) = [line for line in lines if line[0] == "memory.max"]
     assert memory[1:3] == ["1G", "64M"]
-    assert memory[4] == scene.name
+    assert memory[5] == scene.name
     assert [str(scene.second), "1", "0", "0", "/init", "sleep", "1000"] in lines
     shown = json.loads(run(show.main, capfd, scene.name, "--format", "json"))
     assert shown["processes"][0]["guest_pid"] == 1
