@@ -1,0 +1,248 @@
+"""The schemas of all commands, by name; those of guests are in schema_guest."""
+
+from __future__ import annotations
+
+from nestrt.host.event import KINDS
+from nestrt.host.schema import (
+    anything,
+    array,
+    decimal,
+    document,
+    fields,
+    flag,
+    keyed,
+    maybe,
+    number,
+    ref,
+    said,
+    text,
+)
+from nestrt.host.schema_guest import BINDS, DEFS, PATH, VALUE, counters, ls, pressure, show, tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Schema = dict[str, Any]
+
+TIME = "seconds since 1970"
+
+
+def why() -> Schema:
+    """``why --format json``."""
+    step = fields(
+        "a group on the way to the root",
+        group=text(PATH),
+        guest_group=maybe(text("as the guest names it; null: it cannot see it")),
+        has=flag("the group has such a file"),
+        limit=said(VALUE, "its own limit; null: none"),
+        usage=maybe(number("what it and all below it use, in the unit")),
+        left=maybe(number("what is left until its limit, in the unit; null: no limit")),
+        set_by=maybe(text("who set it")),
+        binds=flag("this is the limit that works"),
+    )
+    other = fields("a group that uses what is left", group=text(PATH), usage=maybe(number("in the unit")))
+    one = fields(
+        "a limit and where it comes from",
+        key=text("its file as v2 calls it, v1's name where v2 has none like it"),
+        controller=text("the controller, by v2's name"),
+        hierarchy=text("the hierarchy; the v2 tree's name is empty"),
+        unit=text("the unit of the values: bytes, count, us (in 100000 µs), numbers, keys"),
+        effective=said(VALUE, "what works; null: no limit"),
+        binds=BINDS,
+        machine=maybe(number("what the machine has, in the unit; null: it has no end")),
+        left=maybe(number("what is left until the first limit on the way, in the unit")),
+        tightest=maybe(text("the path of the group that has the least left")),
+        in_the_way=array("what else there uses it", other),
+        chain=array("from the group up to the root", step),
+    )
+    return fields(
+        "what really limits a group or a process",
+        group=text(PATH),
+        groups=keyed("by hierarchy", text("its path there")),
+        guest=maybe(text("the guest whose group it is; null: none's")),
+        guest_group=maybe(text("the group as the guest names it; null: it cannot see it")),
+        level=number("of that guest, else the level that looks"),
+        claim=flag("it is a guest by the word of another guest, or of another user"),
+        process=maybe(said(ref("process"), "the process that was asked for; null: a group was")),
+        limits=array("the limits", one),
+    )
+
+
+def finding() -> dict[str, Schema]:
+    """Of ``check``."""
+    return {
+        "law": text("which law"),
+        "holds": maybe(flag("null: it could not be told")),
+        "what": text("what was seen"),
+        "remedy": text("what to do where it does not hold; may be empty"),
+    }
+
+
+def check() -> Schema:
+    """``check --format json``."""
+    one = fields(
+        "a guest and its laws",
+        name=text("the guest"),
+        path=text(f"its limit group: {PATH}"),
+        level=number("how many guests deep", least=1),
+        pid=number("the process that was looked at", least=1),
+        holds=flag("all laws do"),
+        laws=array("one for each law", fields("a law", **finding())),
+        findings=array("all that was looked at", fields("one thing", **finding())),
+        left=array("groups that could not be removed again", text("a path")),
+    )
+    return array("the guests that were checked", one)
+
+
+def event() -> Schema:
+    """A line of ``events --format json``."""
+    return fields(
+        "an event; one on each line",
+        time=decimal("when", TIME),
+        kind=text("what: " + "; ".join(f"{kind}: {told}" for kind, told in KINDS.items()), tuple(KINDS)),
+        name=maybe(text("the guest; null with lost where it may have been any")),
+        level=maybe(number("of the guest", least=1)),
+        claim=flag("it is a guest by the word of another guest, or of another user"),
+        path=maybe(text(f"the group: {PATH}")),
+        group=maybe(text("the group as the guest names it; null: it cannot see it")),
+        key=maybe(text("the limit that was hit, or the resource that there is pressure on")),
+        count=maybe(number("how often, since the event of this kind before this one")),
+        total=maybe(number("how often since the group is there")),
+        detail=maybe(text("a text for people; of started the command")),
+        task=maybe(text("who was killed: the process's name")),
+        pid=maybe(number("and its number, as this level sees it")),
+        uid=maybe(number("and its user")),
+        binds=maybe(text("the group that had no memory left, for which it was killed; null: the machine")),
+        source=text("who says so: groups (their files), kernel (its log), mark, audit, nestrt"),
+    )
+
+
+def totals() -> Schema:
+    """``events --totals --format json``."""
+    known = counters()["properties"]
+    names = ("oom_kills", "memory_limit_hits", "pids_limit_hits", "throttled_periods", "throttled_usec", "frozen")
+    one = fields(
+        "a guest",
+        name=text("its name"),
+        level=number("how many guests deep", least=1),
+        claim=flag("it is a guest by the word of another guest, or of another user"),
+        path=text(f"its limit group: {PATH}"),
+        **{name: known[name] for name in names},
+    )
+    return array("how often what has happened to guests so far", one)
+
+
+def usage() -> Schema:
+    """A row of ``top --format json``."""
+    return fields(
+        "what a guest, a group or a level uses",
+        time=decimal("when it was looked", TIME),
+        name=text("the guest, the group or the level"),
+        kind=text("what the row is of", ("guest", "group", "level")),
+        level=number("how many guests deep"),
+        path=maybe(text(f"its group; null: of a level. {PATH}")),
+        id=text("of the guest, as its mark says; may be empty"),
+        state=maybe(text("of the guest", ("running", "paused", "stopped", "creating"))),
+        claim=flag("it is a guest by the word of another guest, or of another user"),
+        made_by=maybe(text("engine/runtime, or the one of them that is known")),
+        cpu_percent=maybe(decimal("of one CPU, since the pass before; null: there was none", "percent")),
+        cpu_quota=maybe(number("CPU time that it can have; null: no limit", "µs in 100000 µs")),
+        cpu_quota_percent=maybe(decimal("of the CPU quota", "percent")),
+        cpu_usec=maybe(number("CPU time that it used", "µs")),
+        throttled_percent=maybe(decimal("of the quota's periods: those in which it was used up", "percent")),
+        memory=maybe(said(ref("limit"), "memory.max, with the usage of this pass")),
+        memory_percent=maybe(decimal("of the limit that works", "percent")),
+        swap=maybe(number("swap now", "bytes")),
+        io_read_bytes=maybe(number("read from devices", "bytes")),
+        io_write_bytes=maybe(number("written to devices", "bytes")),
+        io_read_rate=maybe(decimal("reading now", "bytes per second")),
+        io_write_rate=maybe(decimal("writing now", "bytes per second")),
+        pids=maybe(said(ref("limit"), "pids.max, with the usage of this pass")),
+        pressure=maybe(pressure()),
+        oom_kills=maybe(number("processes killed for want of memory")),
+    )
+
+
+def top() -> Schema:
+    """``top --format json``."""
+    return array("one pass, largest first; with several passes each row is a line of its own", usage())
+
+
+def audit() -> Schema:
+    """A line of ``audit --format json``."""
+    peer = fields(
+        "who asked",
+        pid=number("its process, as this level sees it"),
+        uid=number("its user"),
+        gid=number("its group"),
+        user=number("its user, as the guest counts", least=-1),
+    )
+    value: Schema = {"type": ["string", "number", "boolean", "array", "object", "null"]}
+    found = fields(
+        "a change that a guest asked for; one on each line",
+        time=text("when: ISO 8601, UTC, with µs"),
+        guest=text("which guest"),
+        method=text("of the broker: Set, Devices, Attach…"),
+        peer=maybe(peer),
+        group=text("as the guest names it"),
+        key=text("what of it"),
+        old={"description": "what it was", **value},
+        new={"description": "what it is now, or was to be", **value},
+        verdict=text("done, or the error's name"),
+        message=text("of a refusal: the reason"),
+        repeated=number("so many more like it came, of which there is no line"),
+        lost=number("so many lines before this one could not be written"),
+    )
+    found["required"] = [name for name in found["required"] if name not in ("message", "repeated", "lost")]
+    return found
+
+
+def hooks() -> Schema:
+    """``hooks status --format json``."""
+    file = fields(
+        "a file",
+        path=text("where"),
+        state=text("how it is: ok, changed, missing, unreadable…"),
+        why=text("what is wrong with it; may be empty"),
+    )
+    settings = fields(
+        "what was installed",
+        command=text("the program that is called"),
+        policy=maybe(text("for containers that no rule of the host matches")),
+        runtime=text("the real runtime that is wrapped"),
+        when=anything("the containers that hooks are for, as the engine has it"),
+    )
+    settings["required"] = ["command", "policy"]
+    one = fields(
+        "an engine",
+        found=maybe(text("its program; null: not on this machine")),
+        installed=flag("nestrt is bound to it"),
+        right=flag("nothing is wrong"),
+        settings=maybe(settings),
+        files=array("the files that are nestrt's, or have something of it", file),
+        problems=array("what is wrong", text("one problem")),
+        note=text("what else there is to say; may be empty"),
+    )
+    return keyed("by engine", one)
+
+
+# Command: what it prints, and its schema.
+SCHEMAS: dict[str, tuple[str, Schema]] = {
+    "ls": ("the guests of this level and below", ls()),
+    "show": ("one guest in full", show()),
+    "tree": ("every group of every guest", tree()),
+    "why": ("what really limits a group or process", why()),
+    "top": ("what guests use", top()),
+    "events": ("what happens to guests: a line", event()),
+    "totals": ("what has happened to guests: events --totals", totals()),
+    "check": ("whether the laws hold", check()),
+    "audit": ("what guests asked the broker: a line", audit()),
+    "hooks": ("the plugin at engines: hooks status", hooks()),
+}
+
+
+def schema(name: str) -> Schema:
+    """The schema of what the command *name* prints. KeyError."""
+    title, found = SCHEMAS[name]
+    return document(name, f"nestrt, {name}: {title}", found, DEFS)
