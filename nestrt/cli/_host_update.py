@@ -11,6 +11,7 @@ from nestrt.act import remove, update
 from nestrt.act.containers import Container, load
 from nestrt.broker import own_rules
 from nestrt.cli import _ask_broker
+from nestrt.cli._host_record import Recorded
 from nestrt.cli._target import look, of_guest, require_root, words
 from nestrt.cli.options import Option
 from nestrt.cli.request import LIMITS, devices_of, limits_of
@@ -77,6 +78,10 @@ class Target:
         return next((value for value in found if isinstance(value, str)), "")
 
 
+def _now(target: Target) -> Rules | None:
+    return own_rules.rules_now(target.owner, own_rules.chosen(target.hierarchies))
+
+
 def _rules(target: Target, allow: list[str], deny: list[str]) -> Rules | None:
     """The whole list of device rules that the guest is to have, None to leave them. Raises NestrtError."""
     if not allow and not deny:
@@ -84,7 +89,7 @@ def _rules(target: Target, allow: list[str], deny: list[str]) -> Rules | None:
     more = child_devices.plain(devices_of(allow)[0])
     less = child_devices.plain(devices_of(deny)[0])
     hierarchy = own_rules.chosen(target.hierarchies)
-    now = own_rules.rules_now(target.owner, hierarchy)
+    now = _now(target)
     if now is None:
         raise HostError(
             "change the devices of",
@@ -136,11 +141,21 @@ def _directly(target: Target, new: Limits, rules: Rules | None) -> None:
         if rules is not None:
             before.append(own_rules.put_rules(target.owner, own_rules.chosen(target.hierarchies), rules))
 
-    old = resources_of(replace(target.had, swap=None))
+    old, subject = resources_of(replace(target.had, swap=None)), target.subject()
     lock = _locked(target)
+    recorded = None
     try:
-        update.change(target.subject(), target.hierarchies, old, resources_of(new), limits, then)
+        recorded = Recorded(target.written("record"), subject, target.hierarchies)
+        wanted = recorded.tell_systemd(target.had, new, rules)
+        try:
+            update.change(subject, target.hierarchies, old, wanted, limits, then)
+        except BaseException:
+            recorded.take_back(target.had, new, _now(target) if rules is not None else None)
+            raise
+        recorded.keep(new)
     finally:
+        if recorded is not None:
+            recorded.close()
         os.close(lock)
     if rules is not None:
         _nodes(target, tuple(rule for rule in rules if not before[0] or subset((rule,), before[0]) is not None))
