@@ -15,7 +15,7 @@ from nestrt.host.picture_layout import BUNDLE
 from nestrt.host.picture_place import BETWEEN, LETTERS, SIDES, TOO_MUCH, Placed
 from nestrt.host.picture_script import SCRIPT
 from nestrt.host.picture_style import DARK, GAP, LEGEND, LIGHT, ROW, rules, themed
-from nestrt.host.picture_svg import MOST_BARS, PATTERN, THINNEST, draw, sample, xml
+from nestrt.host.picture_svg import MOST_BARS, PATTERN, THINNEST, WIDTH, draw, sample, xml
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,22 +82,24 @@ def policy(style: str, script: str) -> str:
 def data(placed: Placed, least: float) -> str:
     """What the script draws from, as JSON that ends no <script> and starts no comment."""
     settings = {
-        "row": ROW, "gap": GAP, "least": least, "bundle": BUNDLE, "thinnest": THINNEST, "bars": MOST_BARS,
+        "row": ROW, "gap": GAP, "least": least, "px": WIDTH, "bundle": BUNDLE, "thinnest": THINNEST, "bars": MOST_BARS,
         "letters": LETTERS, "sides": SIDES, "nearly": NEARLY, "full": FULL, "between": BETWEEN, "mark": TOO_MUCH,
     }  # fmt: skip
     boxes: list[list[Any]] = []
-    _list(placed, 0, boxes)
-    text = jsontext.dumps({"settings": settings, "boxes": boxes})
+    words: dict[str, int] = {}
+    _list(placed, 0, boxes, words)
+    text = jsontext.dumps({"settings": settings, "words": list(words), "boxes": boxes})
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _list(placed: Placed, depth: int, boxes: list[list[Any]]) -> None:
-    said = [word for figure in placed.figures for word in figure]
+def _list(placed: Placed, depth: int, boxes: list[list[Any]], words: dict[str, int]) -> None:
+    """A row for each box, outer ones first; what is said of it are numbers of *words*, most of which many have."""
+    said = [words.setdefault(word, len(words)) for figure in placed.figures for word in figure]
     fill = None if placed.fill is None else round(placed.fill, 5)
-    words = [placed.classes, placed.name, placed.used, placed.given, placed.note]
-    boxes.append([depth, *words, round(placed.x, 9), round(placed.width, 9), fill, said])
+    shown = [placed.classes, placed.name, placed.used, placed.given, placed.note]
+    boxes.append([depth, *shown, round(placed.x, 9), round(placed.width, 9), fill, said])
     for each in placed.below:
-        _list(each, depth + 1, boxes)
+        _list(each, depth + 1, boxes, words)
 
 
 def _table(placed: Placed) -> Iterator[str]:

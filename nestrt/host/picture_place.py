@@ -113,16 +113,25 @@ def fitting(texts: list[str], letters: float) -> str:
     return next((text for text in texts if _long(text) <= letters), "")
 
 
+def shortened(name: str, most: int) -> str:
+    """*name* in *most* letters: what is left out is in the middle, since many names begin alike."""
+    end = (most - 1) // 2
+    return f"{name[: most - 1 - end]}…{name[len(name) - end :]}"
+
+
 def texts(placed: Placed, px: float) -> tuple[str, str, str]:
     """The lines that stand in a box of *px* width, each the longest that fits: name, figures, note."""
     name, figures, note = ((px - SIDES) / letter for letter in LETTERS)
-    last = placed.name.rpartition("/")[2]
+    bundle = placed.classes == "bundle"
+    last = f"+{placed.name.partition(' ')[0]}" if bundle else placed.name.rpartition("/")[2]
     first = fitting([placed.name, last], name)
-    if not first and name >= 3:
-        first = last[: int(name) - 1] + "…"
-    if placed.classes == "bundle":
-        first = first if "…" not in first else ""
-        second = [placed.given] if first else []
+    most = int(name) // (1 + (_long(last) > len(last)))
+    if not first and most >= 4 and not bundle:
+        first = shortened(last, most)
+    if bundle and not first:
+        return "", "", ""
+    if bundle:
+        second = [placed.given]
     elif placed.fill is None:
         second = [f"{placed.used} of {placed.given}" if placed.used else placed.given]
     else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 SCRIPT = r"""
 "use strict";
 (() => {
-const { settings: S, boxes } = JSON.parse(document.getElementById("data").textContent);
+const { settings: S, words, boxes } = JSON.parse(document.getElementById("data").textContent);
 const [chart, figures, where, search, hits] =
   ["chart", "figures", "where", "search", "hits"].map((id) => document.getElementById(id));
 const defs = chart.querySelector("defs");
@@ -15,7 +15,8 @@ const defs = chart.querySelector("defs");
 function grow() {
   const around = [];
   for (const [depth, classes, name, used, given, note, x, width, fill, said] of boxes) {
-    const node = { classes, name, used, given, note, x, width, fill, said, below: [], parent: around[depth - 1] };
+    const node = { classes, name, used, given, note, x, width, fill, below: [], parent: around[depth - 1] };
+    node.said = said.map((word) => words[word]);
     around[depth] = node;
     if (node.parent) node.parent.below.push(node);
   }
@@ -38,20 +39,26 @@ const heat = (fill) => (fill < S.nearly ? "ok" : fill < S.full ? "warm" : "hot")
 const letters = (text) => sum([...text].map((c) => (c > "\u10ff" && c !== "\u2026" ? 2 : 1)));
 const fitting = (texts, most) => texts.find((text) => letters(text) <= most) || "";
 
+function shortened(name, most) {
+  const end = Math.floor((most - 1) / 2), begin = most - 1 - end;
+  return name.slice(0, begin).join("") + "\u2026" + name.slice(name.length - end).join("");
+}
+
 function texts(item, px) {
   const [name, second, third] = S.letters.map((letter) => (px - S.sides) / letter);
   const last = item.name.split("/").pop();
-  let first = fitting([item.name, last], name);
   const bundle = item.classes === "bundle";
-  if (!first && name >= 3 && !bundle) first = [...last].slice(0, Math.floor(name) - 1).join("") + "\u2026";
+  let first = fitting([item.name, bundle ? "+" + parseInt(item.name, 10) : last], name);
+  const most = Math.floor(Math.floor(name) / (letters(last) > [...last].length ? 2 : 1));
+  if (!first && most >= 4 && !bundle) first = shortened([...last], most);
   let lines = [item.used ? item.used + " of " + item.given : item.given];
   if (item.fill !== null) {
     const part = percent(item.fill);
     lines = [lines[0] + S.between + part, item.used + S.between + part, part];
   }
-  if (bundle && !first) lines = [];
-  const words = item.note.split(S.between);
-  const notes = words.map((_, end) => words.slice(0, words.length - end).join(S.between));
+  if (bundle && !first) return ["", "", ""];
+  const parts = item.note.split(S.between);
+  const notes = parts.map((_, end) => parts.slice(0, parts.length - end).join(S.between));
   return [first, fitting(lines, second), fitting(notes, third)];
 }
 
@@ -140,8 +147,9 @@ function put(item, view, x, y, width, row, over, inner) {
 }
 
 function rowOf(siblings, view, x, width, y, row, over) {
+  const least = S.least * S.px / chart.clientWidth;
   let bottom = y;
-  for (const [first, end] of bundles(siblings.map((each) => each.width * width), S.least)) {
+  for (const [first, end] of bundles(siblings.map((each) => each.width * width), least)) {
     const members = siblings.slice(first, end), left = x + members[0].x * width;
     const across = Math.max(S.thinnest, sum(members.map((member) => member.width)) * width);
     bottom = Math.max(bottom, y + S.row + S.gap);

@@ -56,9 +56,9 @@ def _texts(placed: Placed, px: float) -> str:
 
 def draw_one(placed: Placed, x: float, y: int, width: float, bars: str = "") -> str:
     """One box; *bars* are those of a bundle."""
-    label, classes = xml(title(placed)), placed.classes.split()
+    classes = placed.classes.split()
     where = f'x="{wide(x)}" y="{y}" width="{wide(width)}" height="{ROW}"'
-    parts = [f'<svg class="{placed.classes}" {where} role="img" aria-label="{label}"><title>{label}</title>']
+    parts = [f'<svg class="{placed.classes}" {where} role="img"><title>{xml(title(placed))}</title>']
     parts.append('<rect class="box" width="100%" height="100%"/>')
     if "open" in classes:
         parts.append('<rect width="100%" height="100%" fill="url(#hatch)"/>')
