@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from nestrt.host.marks import TRUSTED, Mark, escape
 from nestrt.host.walk import is_own
+from nestrt.plan.request import PARENT
 from nestrt.record import record
 
 TYPE_CHECKING = False
@@ -204,12 +205,17 @@ def group_of(guest: Known, path: str) -> str | None:
 
 def by_place(path: str, level: int) -> Known | None:
     """The guest to which a group belonged that is no more there: limit groups have a child ``guest``, by which
-    "/nestrt/web/guest/nestrt/db/guest/x" was a group of "web/db"."""
+    "/nestrt/web/guest/nestrt/db/guest/x" was a group of "web/db".
+
+    Only the host makes groups in PARENT. Anywhere else it may have been a user who has groups of his own, so there the
+    place is all that it is called by, and it is a claim.
+    """
     parts = path.split("/")
     ends = [at for at in range(2, len(parts)) if parts[at] == "guest"]
     if not ends:
         return None
-    names = [escape(parts[at - 1]) for at in ends]
     limit = "/".join(parts[: ends[-1]])
+    own = ends[0] == 3 and "/" + parts[1] == PARENT
+    names = [escape(parts[2] if own else "/".join(parts[: ends[0]])), *(escape(parts[at - 1]) for at in ends[1:])]
     mark = Mark(TRUSTED, names[-1])
-    return Known("/".join(names), limit, limit + "/guest", level + len(ends), len(ends) > 1, mark)
+    return Known("/".join(names), limit, limit + "/guest", level + len(ends), len(ends) > 1 or not own, mark)

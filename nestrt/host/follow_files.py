@@ -71,14 +71,15 @@ class Files:
             if not found:
                 del self._frozen[place.path]
 
-    def mark(self, path: str, file: str) -> None:
-        """Look at *file* of the group *path*, wherever it has one."""
+    def mark(self, path: str, files: tuple[str, ...]) -> None:
+        """Look at *files* of the group *path*, those that it has."""
         group = self.tree.groups.get(path)
         for name in group.hierarchies if group else ():
             place = self.tree.places.get((name, path))
-            if place and file in place.files:
-                self.dirty[name, path, file] = None
-                self.later[name, path, file] = None  # once more, for what is counted only after it was told
+            for file in files if place else ():
+                if place and file in place.files:
+                    self.dirty[name, path, file] = None
+                    self.later[name, path, file] = None  # once more, for what is counted only after it was told
 
     def tick(self, now: float) -> None:
         """Once a second."""

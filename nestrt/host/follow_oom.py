@@ -31,6 +31,7 @@ SPARE = 256  # descriptors, for all else
 SAME = 0.05  # s; what one cause makes v1 tell several groups comes this close together
 INITIAL_NAMESPACE = 0xEFFFFFFB  # include/linux/proc_ns.h, PROC_CGROUP_INIT_INO
 OOM_CONTROL = "memory.oom_control"
+COUNTERS = (OOM_CONTROL, "memory.failcnt")  # what v1 does not notify, and has changed then
 
 
 def sees_paths() -> bool:
@@ -82,7 +83,8 @@ class Log:
             self._credits[kill.group] = self._credits.get(kill.group, 0) + 1
             if len(self._credits) > MOST_CREDITS:
                 del self._credits[next(iter(self._credits))]
-            files.mark(kill.group, OOM_CONTROL)
+            for group in {kill.group, kill.limit or kill.group}:
+                files.mark(group, COUNTERS)
             event = kill_event(kill, tree.guests, time.time())
             if event and "oom_kill" in tree.kinds:
                 guest = tree.guests.of(kill.group)
@@ -164,7 +166,7 @@ class OomEvents:
                 alive = False
             if count <= (not alive):
                 continue
-            self.files.mark(path, OOM_CONTROL)
+            self.files.mark(path, COUNTERS)
             above = [self._meant[one] for one in ancestors(path)[:-1] if one in self._meant]
             self._meant[path] = at
             if not any(abs(at - one) < SAME for one in above):

@@ -1,0 +1,297 @@
+"""``nestrt events``, the host's form: real kills, limits, freezes, pressure, groups and guests, each seen once.
+
+/nestrt/one              limit group: 256M, 40 processes
+  guest                  "/" of level 1
+    web                  16M: a process is killed
+    bomb                 3 processes: a fork is refused
+    ice                  frozen and thawed
+    fleeting             made and removed
+    nestrt/two           a guest of the guest's own
+      guest/job          16M: a process is killed there
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.guests import directory, inside, nested
+from support.hostside import group_file, guest_root, limit_group, v2_hierarchy
+from support.need import SLOW, require
+from support.rootfs import PythonRoot
+from support.runner import Nestrt, wait_for
+
+POLICY = '[level]\nmax_level = 2\n[user]\ncapabilities = "all"\n'
+FIELDS = {
+    "time", "kind", "name", "level", "claim", "path", "group", "key", "count", "total", "detail", "task", "pid", "uid",
+    "binds", "source",
+}  # fmt: skip
+HOG = "exec dd if=/dev/zero of=/dev/null bs=60M count=1"
+
+
+class Stream:
+    """A running ``nestrt events --follow --format json``, which writes to a file."""
+
+    def __init__(self, process: subprocess.Popen[bytes], file: Path) -> None:
+        self.process = process
+        self.file = file
+
+    def all(self, kind: str = "", **fields: Any) -> list[dict[str, Any]]:
+        """What was told so far, of a kind, and with these values: every whole line is JSON."""
+        lines = self.file.read_text().split("\n")[:-1]
+        found = [json.loads(line) for line in lines]
+        assert all(set(event) == FIELDS for event in found)
+        return [e for e in found if kind in ("", e["kind"]) and all(e[key] == value for key, value in fields.items())]
+
+    def wait(self, kind: str, timeout: float = 10.0, **fields: Any) -> dict[str, Any]:
+        """The first such event, which is to come soon."""
+
+        def some() -> list[dict[str, Any]]:
+            assert self.process.poll() is None, "it has ended"
+            return self.all(kind, **fields)
+
+        try:
+            return wait_for(some, f"{kind} {fields}", timeout)[0]  # type: ignore[no-any-return]
+        except AssertionError as error:
+            told = "\n".join(f"{e['kind']} {e['name']} {e['path']} {e['detail'] or ''}" for e in self.all())
+            raise AssertionError(f"{error}; told were:\n{told[-3000:]}") from None
+
+
+def is_listening(pid: int) -> bool:
+    """Whether the process catches SIGTERM: it does so once all is watched."""
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) & 1 << (signal.SIGTERM - 1))
+
+
+@pytest.fixture
+def follow(nestrt: Nestrt, tmp_path: Path) -> Iterator[Callable[..., Stream]]:
+    streams = []
+
+    def start(*options: str | os.PathLike[str]) -> Stream:
+        file = tmp_path / f"events{len(streams)}"
+        with file.open("wb") as out, (tmp_path / "errors").open("ab") as errors:
+            process = nestrt.start("events", "--follow", "--format", "json", *options, stdout=out, stderr=errors)
+        streams.append(Stream(process, file))
+        wait_for(lambda: is_listening(process.pid), "everything to be watched", 20)
+        return streams[-1]
+
+    yield start
+    for stream in streams:
+        if stream.process.poll() is None:
+            stream.process.terminate()
+            assert stream.process.wait(10 * SLOW) == 0
+    assert (tmp_path / "errors").read_text() == ""
+
+
+def enter(controller: str, group: str, command: str) -> str:
+    """A shell command that runs *command* in the guest's group."""
+    return "sh -c " + shlex.quote(f"echo $$ > {directory(controller, group)}/cgroup.procs; {command}")
+
+
+def limited(group: str) -> str:
+    """Make a group with 16M of memory, and have a process in it want more."""
+    limit = inside("memory", group, "memory.limit_in_bytes", "memory.max")
+    return f"mkdir {directory('memory', group)}; echo 16M > {limit}; {enter('memory', group, HOG)}"
+
+
+def freeze(group: str) -> str:
+    tree = v2_hierarchy()
+    assert tree is not None
+    place = tree.group(group)
+    return f"mkdir {place}; echo 1 > {place}/cgroup.freeze; sleep 0.5; echo 0 > {place}/cgroup.freeze"
+
+
+def fleeting(count: int) -> str:
+    place = directory("memory", "/fleeting")
+    return f"for i in $(seq {count}); do mkdir {place}$i; rmdir {place}$i; done"
+
+
+def bomb() -> str:
+    forks = enter("pids", "/bomb", "for i in 1 2 3 4 5; do sleep 0.2 & done; wait")
+    return f"mkdir {directory('pids', '/bomb')}; echo 3 > {inside('pids', '/bomb', 'pids.max', 'pids.max')}; {forks}"
+
+
+def script(python: PythonRoot) -> str:
+    inner = f"{limited('/job')}; sleep 0.3"
+    two = nested(python, "--rm --name two --userns none --capabilities all", f"sh -c {shlex.quote(inner)}")
+    return "\n".join((limited("/web"), bomb(), freeze("/ice"), fleeting(5), two, "read line || true"))
+
+
+def one(events: list[dict[str, Any]]) -> dict[str, Any]:
+    assert len(events) == 1, events
+    return events[0]
+
+
+# The scene above, followed from before the guest is there until it has gone.
+def test_each_thing_is_seen_once(
+    nestrt: Nestrt, follow: Callable[..., Stream], python: PythonRoot, guest_name: str, tmp_path: Path
+) -> None:
+    policy = tmp_path / "two.toml"
+    policy.write_text(POLICY)
+    record = tmp_path / "record"
+    began = time.time()
+    stream = follow("--record", str(record), guest_name)
+    mine = follow(f"{guest_name}/two")
+    text = nestrt.start("events", "-f", "--kinds", "oom_kill", guest_name)
+    wait_for(lambda: is_listening(text.pid), "another one to watch", 20)
+    guest = nestrt.start(
+        "launch", "--rm", "--policy", policy, "--name", guest_name, *python.options,
+        "--mount", "type=tmpfs,target=/tmp", "-m", "256M", "--pids", "40", "--", "sh", "-c", script(python),
+        stdin=subprocess.PIPE,
+    )  # fmt: skip
+    assert guest.stdout is not None
+    assert guest.stdin is not None
+    root, limit = guest_root(guest_name), limit_group(guest_name)
+    inner, two = f"{root}/nestrt/two", f"{guest_name}/two"
+    stream.wait("ended", name=two, timeout=40)
+    stream.wait("limit", name=guest_name, key="pids.max")
+    stream.wait("limit", path=f"{inner}/guest/job", key="memory.max")
+    stream.wait("oom", path=f"{root}/web")
+    guest.stdin.close()
+    stream.wait("removed", path=limit)
+    assert guest.wait(20 * SLOW) == 0, guest.stderr
+
+    told = [event for event in stream.all() if (event["name"] or "").split("/")[0] == guest_name]
+    assert not stream.all("lost")
+    assert all(began <= event["time"] <= time.time() for event in told)
+
+    def seen(kind: str, path: str) -> dict[str, Any]:
+        return one([event for event in told if event["kind"] == kind and event["path"] == path])
+
+    for name, path, level in ((guest_name, limit, 1), (two, inner, 2)):
+        for kind in ("started", "ended", "created", "removed"):
+            event = seen(kind, path)
+            assert event["level"] == (1 if kind == "created" and level == 2 else level)
+            assert event["name"] in (name, guest_name)
+        assert seen("started", path)["claim"] is (level == 2)
+    assert "by launch: sh -c" in seen("started", inner)["detail"]
+    for path, name, group in ((f"{root}/web", guest_name, "/web"), (f"{inner}/guest/job", two, "/job")):
+        kill = seen("oom_kill", path)
+        assert (kill["name"], kill["group"], kill["count"]) == (name, group, 1)
+        assert (kill["task"], kill["binds"], kill["source"]) == ("dd", path, "kernel")
+        assert kill["pid"] > 0
+        assert seen("oom", path)["key"] == "memory.max"
+        hits = [event for event in told if (event["kind"], event["path"]) == ("limit", path)]
+        assert {event["key"] for event in hits} == {"memory.max"}
+        assert sum(event["count"] for event in hits) == hits[-1]["total"]
+    refused = one([event for event in told if event["key"] == "pids.max"])
+    assert (refused["name"], refused["kind"]) == (guest_name, "limit")
+    assert refused["count"] == refused["total"] >= 1
+    assert seen("frozen", f"{root}/ice")["time"] < seen("thawed", f"{root}/ice")["time"]
+    for number in range(1, 6):
+        came, went = (seen(kind, f"{root}/fleeting{number}") for kind in ("created", "removed"))
+        assert came["group"] == went["group"] == f"/fleeting{number}"
+    assert {event["name"] for event in mine.all()} == {two}
+
+    text.terminate()
+    out, err = text.communicate(timeout=10 * SLOW)
+    assert (text.returncode, err) == (0, b"")
+    lines = out.decode().splitlines()
+    assert [line.split()[1:4] for line in lines] == [
+        ["oom_kill", guest_name, "/web:"], ["oom_kill", two, "(claim)"],
+    ]  # fmt: skip
+    assert f"was killed: {root}/web had no memory left" in lines[0]
+
+    # What has been: from the kernel's log, now that the guest has gone, and from what was recorded.
+    kernel = history(nestrt, guest_name, "--since", "10m", "--directory", str(tmp_path / "none"))
+    assert [(e["kind"], e["name"], e["path"]) for e in kernel] == [
+        ("oom_kill", guest_name, f"{root}/web"), ("oom_kill", two, f"{inner}/guest/job"),
+    ]  # fmt: skip
+    assert all(abs(e["time"] - seen("oom_kill", e["path"])["time"]) < 1.5 * SLOW for e in kernel)
+    stream.process.terminate()
+    assert stream.process.wait(10 * SLOW) == 0
+    both = history(nestrt, guest_name, "--since", "10m", "--directory", str(record))
+    assert both == sorted(told, key=lambda event: event["time"])
+    before = nestrt.run("events", guest_name, "--until", "10m", "--directory", record)
+    assert (before.rc, before.out) == (3, "")
+
+
+def history(nestrt: Nestrt, *options: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in nestrt.run("events", "--format", "json", *options).ok().out.splitlines()]
+
+
+# A guest that is paused by the host; one that has to wait for its memory.
+def test_pause_and_pressure(nestrt: Nestrt, follow: Callable[..., Stream], busybox: Path, guest_name: str) -> None:
+    require("psi", "" if os.path.exists("/proc/pressure/memory") else "no PSI in this kernel")
+    stream = follow("--kinds", "frozen,thawed,pressure,high", "--pressure", "memory:1%/500ms", guest_name)
+    write = "while :; do dd if=/dev/zero of=/big bs=1M count=100 2>/dev/null; done"
+    nestrt.launch("-d", "--rm", "--name", guest_name, "--rootfs", busybox, "-m", "24M", "--", "sh", "-c", write).ok()
+    pressed = stream.wait("pressure", timeout=30)
+    assert (pressed["path"], pressed["key"]) == (limit_group(guest_name), "memory")
+    assert pressed["detail"].startswith("some avg10=")
+    nestrt.run("freeze", guest_name).ok()
+    frozen = stream.wait("frozen")
+    nestrt.run("thaw", guest_name).ok()
+    stream.wait("thawed")
+    assert frozen["name"] == guest_name
+    assert len(stream.all("frozen")) == len(stream.all("thawed")) == 1
+    assert len(stream.all("pressure")) <= 2 * SLOW, "it is told again and again"
+    nestrt.run("delete", "--force", guest_name).ok()
+
+
+# Whoever may write to /dev/kmsg writes the kernel's own words, with any level and facility.
+def test_forged_records_are_not_believed(
+    nestrt: Nestrt, follow: Callable[..., Stream], busybox: Path, guest_name: str
+) -> None:
+    stream = follow("--kinds", "oom_kill")
+    nestrt.launch("-d", "--name", guest_name, "--rootfs", busybox, "--", "sleep", "600").ok()
+    group = guest_root(guest_name)
+    words = (
+        f"oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=x,mems_allowed=0,oom_memcg={group},"
+        f"task_memcg={group},task=forged,pid=1,uid=0\n"
+    )
+    with open("/dev/kmsg", "wb", buffering=0) as log:
+        for prefix in ("", "<0>", "<6>", "<8>", "<2048>", "<18446744073709551608>"):
+            log.write((prefix + words).encode())
+    group_file("memory", group, "memory.limit_in_bytes", "memory.max")
+    time.sleep(0.5 * SLOW**0.5)
+    assert not stream.all(task="forged")
+    assert not [e for e in history(nestrt, "--since", "5m") if e["task"] == "forged"]
+    nestrt.run("delete", "--force", guest_name).ok()
+
+
+# A reader that goes away, one that never reads, and an unknown name.
+def test_readers_and_names(nestrt: Nestrt, busybox: Path, guest_name: str, tmp_path: Path) -> None:
+    gone = nestrt.start("events", "-f")
+    wait_for(lambda: is_listening(gone.pid), "everything to be watched", 20)
+    assert gone.stdout is not None
+    gone.stdout.close()
+    assert gone.wait(5 * SLOW) == 0, "it lives on without a reader, though nothing happens"
+    result = nestrt.run("events", "nestrt-no-such-guest")
+    assert (result.rc, result.out) != (0, "")
+    result = nestrt.run("events", "--since", "1h", "nestrt-no-such-guest")
+    assert (result.rc, result.out) == (3, "")
+    assert len(result.err.splitlines()) == 1
+    for bad in (
+        ["--kinds", "omo"],
+        ["--pressure", "10%"],
+        ["--pressure", "cpu:10%/20s"],
+        ["--record"],
+        ["--since", "x"],
+    ):
+        result = nestrt.run("events", *bad)
+        assert (result.rc, result.out, len(result.err.splitlines())) == (2, "", 1), result
+    late = nestrt.run("events", "-f", "--until", "1s")
+    assert (late.rc, late.out) == (0, "")
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        ended = nestrt.start("events", "-f", stdout=subprocess.DEVNULL)
+        wait_for(lambda: is_listening(ended.pid), "everything to be watched", 20)
+        ended.send_signal(signal.SIGINT)
+        assert ended.wait(5 * SLOW) == 0
+    nestrt.launch("-d", "--rm", "--name", guest_name, "--rootfs", busybox, "--", "sleep", "600").ok()
+    started = one(history(nestrt, guest_name, "--kinds", "started"))
+    assert (started["source"], started["detail"]) == ("mark", "by launch: sleep 600")
+    row = one(json.loads(nestrt.run("events", "--totals", "--format", "json", guest_name).ok().out))
+    assert (row["name"], row["oom_kills"], row["frozen"]) == (guest_name, 0, False)
+    nestrt.run("delete", "--force", guest_name).ok()
