@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import os
 
+from nestrt.host.commands import Commands
 from nestrt.host.walk import LONGEST_PATH, Guest, View, open_deep
 from nestrt.record import record
 
-LONGEST_COMMAND = 4096
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 LONGEST_FILE = 1 << 22  # of cgroup.procs: half a million pids
+PAGE = os.sysconf("SC_PAGE_SIZE")
+SILENT = " (its command line cannot be read: its memory map is locked)"
 
 
 @record
@@ -25,7 +31,9 @@ class Process:
     one in its guest's, -1 if unknown. *uid* and *guest_uid* are its real user outside and inside.
     *group* is the path of its group in the first hierarchy that shows it below the guest,
     *elsewhere* (hierarchy name, path) those where it is in another one.
-    *start* is in clock ticks since boot.
+    *start* is in clock ticks since boot. *command* is its *name* in brackets where it has no command line, or does
+    not let it be read. *state* is one of RSDTtZXI, *parent* the pid of its parent, 0 if that is outside the looker's
+    pid namespace, *ticks* the CPU time of all its threads in clock ticks, *threads* how many there are, *rss* bytes.
     """
 
     pid: int
@@ -37,6 +45,12 @@ class Process:
     command: str
     group: str
     elsewhere: tuple[tuple[str, str], ...] = ()
+    name: str = ""
+    state: str = ""
+    parent: int = -1
+    ticks: int = -1
+    threads: int = -1
+    rss: int = -1
 
 
 def read_text(path: str, limit: int = 65536) -> str:
@@ -112,12 +126,7 @@ def first_process(guest: Guest, found: list[Process]) -> int:
 
 def _status(pid: int) -> dict[str, str]:
     rows = (line.partition(":") for line in read_text(f"/proc/{pid}/status").split("\n"))
-    return {key: value.strip() for key, _, value in rows if key in ("Name", "Uid", "NSpid")}
-
-
-def _command(pid: int, name: str) -> str:
-    text = read_text(f"/proc/{pid}/cmdline", LONGEST_COMMAND).rstrip("\0").replace("\0", " ")
-    return text or f"[{name}]"
+    return {key: value.strip() for key, _, value in rows if key in ("Uid", "NSpid")}
 
 
 class _Users:
@@ -142,22 +151,42 @@ class _Users:
 
 
 def _describe(pid: int, users: _Users) -> Process | None:
-    """*pid* without its groups; None if it has ended."""
+    """*pid* without its groups and its command line; None if it has ended."""
     if pid <= 0:
         return Process(0, (), -1, -1, -1, -1, "", "")
     try:
         status = _status(pid)
         uid = int(status["Uid"].split()[0])
         pids = tuple(int(number) for number in status.get("NSpid", str(pid)).split())
-        command = _command(pid, status.get("Name", "?"))
+        head, _, rest = read_text(f"/proc/{pid}/stat", 4096).rpartition(")")
+        name, fields = head.partition("(")[2], rest.split()
+        parent, user, system, threads, start, pages = (int(fields[place]) for place in (1, 11, 12, 17, 19, 21))
     except (OSError, ValueError, KeyError, IndexError):
         return None
-    return Process(pid, pids, -1, uid, users.inside(pid, uid), start_time(pid), command, "")
+    found = Process(pid, pids, -1, uid, users.inside(pid, uid), start, f"[{name}]", "")
+    found.name, found.state, found.parent = name, fields[0], parent
+    found.ticks, found.threads, found.rss = user + system, threads, pages * PAGE
+    return found
 
 
-def processes(guest: Guest, view: View) -> list[Process]:
+_commands = Commands()
+
+
+def add_commands(found: Iterable[Process]) -> None:
+    """Fill in the command lines. A process that is gone by now, or has none, keeps its name in brackets."""
+    by_key = {(process.pid, process.start): process for process in found if process.pid}
+    read = _commands.read(list(by_key)) if by_key else {}
+    for key, process in by_key.items():
+        if key not in read:
+            process.command = f"[{process.name}]{SILENT}"
+        elif words := (read[key] or b"").rstrip(b"\0"):
+            process.command = words.replace(b"\0", b" ").decode("utf-8", "surrogateescape")
+
+
+def processes(guest: Guest, view: View, commands: bool = True) -> list[Process]:
     """The processes in the guest's own groups, by group and pid, without those of its guests.
 
+    Without *commands* the command lines are left for add_commands(): they cost a third, and may take half a second.
     Every hierarchy is looked at: on v1 a process can be in the guest's groups in some, and elsewhere in others.
     The pid in the guest is the entry of NSpid at the depth of the guest's first
     process, or, where that is not known, at the number of levels below the looker.
@@ -181,6 +210,8 @@ def processes(guest: Guest, view: View) -> list[Process]:
             process.group = where[0][1]
             process.elsewhere = tuple((name, path) for name, path in where if path != process.group)
             found.append(process)
+    if commands:
+        add_commands(found)
     first = first_process(guest, found)
     depth = next((len(p.pids) - 1 for p in found if p.pid == first), guest.level - view.level)
     for process in found:
