@@ -101,6 +101,11 @@ def _with_swap(data: bytes, into: Counters) -> None:
         into.swap = max(0, int(data) - into.memory)
 
 
+def _add_hits(data: bytes, into: Counters) -> None:
+    """A charge fails at memory's limit or at that of memory and swap together, whichever is reached first."""
+    into.memory_limit_hits = int(data) + (into.memory_limit_hits or 0)
+
+
 def _blkio(read: str, write: str) -> Callable[[bytes, Counters], None]:
     """``254:0 Read 4096``, ``254:0 Write 0``, …, for each device; ``Total 4096``."""
 
@@ -193,7 +198,8 @@ V1: tuple[File, ...] = (
     File(("memory_peak",), ("memory",), ("memory.max_usage_in_bytes",), _SHORT, _number("memory_peak")),
     File(("swap",), ("memory",), ("memory.memsw.usage_in_bytes",), _SHORT, _with_swap),
     File(("cache",), ("memory",), ("memory.stat",), _LONG, _line(b"total_cache", "cache")),
-    File(("memory_limit_hits",), ("memory",), ("memory.failcnt",), _SHORT, _number("memory_limit_hits")),
+    File(("memory_limit_hits",), ("memory",), ("memory.failcnt",), _SHORT, _add_hits),
+    File(("memory_limit_hits",), ("memory",), ("memory.memsw.failcnt",), _SHORT, _add_hits),
     File(("oom_kills",), ("memory",), ("memory.oom_control",), 256, _keys(1, oom_kill="oom_kills"), local=True),
     File(("pids",), ("pids",), ("pids.current",), _SHORT, _number("pids")),
     File(("pids_limit_hits",), ("pids",), ("pids.events",), 256, _keys(1, max="pids_limit_hits"), local=True),

@@ -74,15 +74,12 @@ def arrange(usages: list[Usage], choice: Choice, level: int = 0) -> list[tuple[U
             chosen = [usage for usage in chosen if matches(usage, choice.text)]
         return [(usage, 0) for usage in in_order(chosen, choice.order, choice.reverse)]
     by_path = {usage.path: usage for usage in chosen}
+    around = _around(usages, by_path)
     if choice.text:
-        by_path = _with_those_around(by_path, choice.text)
+        by_path = _with_those_around(by_path, around, choice.text)
     inner: dict[str, list[Usage]] = {}
-    above = {usage.path: usage.parent for usage in usages}
-    for usage in by_path.values():
-        parent = usage.parent
-        while parent and parent not in by_path:
-            parent = above.get(parent, "")
-        inner.setdefault(parent, []).append(usage)
+    for path, usage in by_path.items():
+        inner.setdefault(around[path], []).append(usage)
     rows: list[tuple[Usage, int]] = []
     stack = [(usage, 0) for usage in reversed(in_order(inner.get("", []), choice.order, choice.reverse))]
     while stack:
@@ -99,13 +96,25 @@ def matches(usage: Usage, text: str) -> bool:
     return text in usage.name.lower() or text in usage.path.lower()
 
 
-def _with_those_around(by_path: dict[str, Usage], text: str) -> dict[str, Usage]:
+def _around(usages: list[Usage], shown: dict[str, Usage]) -> dict[str, str]:
+    """For each path in *shown* that of the next row around it that is in it too, "" where none is."""
+    above = {usage.path: usage.parent for usage in usages}
+    found = {}
+    for path in shown:
+        parent = above[path]
+        while parent and parent not in shown:
+            parent = above.get(parent, "")
+        found[path] = parent
+    return found
+
+
+def _with_those_around(by_path: dict[str, Usage], around: dict[str, str], text: str) -> dict[str, Usage]:
     found: dict[str, Usage] = {}
     for path, usage in by_path.items():
         if matches(usage, text):
-            while path and path in by_path and path not in found:
+            while path and path not in found:
                 found[path] = by_path[path]
-                path = by_path[path].parent
+                path = around[path]
     return found
 
 
