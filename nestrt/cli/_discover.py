@@ -100,11 +100,10 @@ def _stopping() -> Iterator[None]:
 def discover(name: str, verb: bool, text: str) -> Command:
     """What the module nestrt.cli.*name* takes; nothing where there is none. *verb*: of the OCI command line."""
     try:
-        module = __import__(f"nestrt.cli.{name}", fromlist=["main"])
-    except ImportError:
+        main = __import__(f"nestrt.cli.{name}", fromlist=["main"]).main
+    except (ImportError, AttributeError):
         return Command(text)
-    main: Callable[[list[str]], int] = module.main
-    call = (lambda words: module.main(Globals(), words)) if verb else main
+    call: Callable[[list[str]], int] = (lambda words: main(Globals(), words)) if verb else main
     try:
         with _stopping():
             call([UNKNOWN])
