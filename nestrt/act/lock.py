@@ -1,7 +1,7 @@
 """Lock the groups of a guest from outside, and unlock them: plan/lock.py says what that is and what holds.
 
-limit group     trusted.nestrt.lock: the lock (Doc). It comes first and goes last, so that what was killed half-way is
- │              known, and the broker refuses changes from the first moment on
+limit group     trusted.nestrt.lock: the lock (Doc), of which the primary hierarchy's counts. It comes first and goes
+ │              last, so that what was killed half-way is known, and the broker refuses changes from the first moment on
  └ guest root   trusted.nestrt.lock.was: who owned the directory and its files. Written before they change hands
     └ …         the same on every group below, whoever owned it
 
@@ -33,6 +33,7 @@ CAP = "cgroup.max.descendants"
 # A write is over in a moment, and so is a message with a descriptor: looked at once more before it is refused.
 LOOKS, PAUSE = 5, 0.05
 PASSES = 16
+PATIENCE = 10.0  # seconds
 MOST_SHOWN = 4
 # Opened for writing to be told of something: cgroup-v2.rst, psi.rst. They change nothing.
 TRIGGERS = ("memory.pressure", "cpu.pressure", "io.pressure", "irq.pressure", *plan.LISTENING)
@@ -69,14 +70,26 @@ class Lock:
         """Nobody else locks or unlocks it meanwhile. Raises StateError, KernelError."""
         try:
             self.held = os.open(self.primary.path(self.limit), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateError("lock", self.what, "another nestrt locks or unlocks it just now", "try again") from None
+            self._take()
         except OSError as error:
             remedy = "nestrt ls shows all guests"
             raise KernelError("open the groups of", self.what, error.errno or 0, remedy) from error
         self.doc = read_doc(self.held, self.mark)
         return self
+
+    def _take(self) -> None:
+        """The broker keeps it from us for the time of one change (served.py)."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(self.held)
+                    reason = "another nestrt locks, unlocks or changes it just now"
+                    raise StateError("lock", self.what, reason, "try again") from None
+            time.sleep(PAUSE)
 
     def __exit__(self, *_: object) -> None:
         os.close(self.held)
@@ -91,6 +104,20 @@ class Lock:
             raise KernelError("lock", self.what, error.errno or 0, remedy) from error
         self.doc = doc
 
+    def _sign(self) -> None:
+        """Have the limit group say so in the other hierarchies too: for a walk through a guest around it."""
+        assert self.doc is not None
+        for h in self.hierarchies:
+            if h is not self.primary:
+                os.setxattr(h.path(self.limit), self.mark + DOC, plan.format_doc(self.doc).encode())
+
+    def _unsign(self) -> None:
+        for h in self.hierarchies:
+            if h is not self.primary and self.mark + DOC in os.listxattr(h.path(self.limit)):
+                os.removexattr(h.path(self.limit), self.mark + DOC)
+        os.removexattr(self.held, self.mark + DOC)
+        self.doc = None
+
     def lock(self, weak: bool = False) -> Doc:
         """Lock. With *weak* also where that does not hold against everything: see Doc.weak.
 
@@ -101,10 +128,11 @@ class Lock:
         pids = living(self.hierarchies, self.limit)
         if not pids:
             raise StateError("lock", self.what, "nothing of it runs", "lock it when it has started")
-        thaw = before.thaw if before and before.state != "locked" else not self._frozen()
+        thaw = (before is not None and before.thaw) or not self._frozen()
         begun = before or Doc("locking", (os.geteuid(), os.getegid()), os.urandom(16).hex(), self.by, self.name)
         self._write_doc(plan.with_state(begun, "locking", thaw=thaw, name=self.name))
         try:
+            self._sign()
             self._freeze()
             found = self._judge(weak, thaw)
             self._close(found)
@@ -180,7 +208,8 @@ class Lock:
         if owner is None:
             mounts, more = self._close_mounts(found)
             mount, pid = (os.stat(f"/proc/self/ns/{name}").st_ino for name in ("mnt", "pid"))
-            why = [*plan.undoing(found, mount, pid, _makes_namespaces()), *more]
+            v2 = any(h.version == 2 for h in self.hierarchies)
+            why = [*plan.undoing(found, mount, pid, _makes_namespaces(), v2), *more]
             if why and not weak:
                 remedy = "start it with a user namespace of its own; lock --weak does what can be done"
                 raise HostError("lock", self.what, f"it would not hold: {why[0]}", remedy)
@@ -283,8 +312,7 @@ class Lock:
                 self._uncap(h)
         if self.doc.thaw:
             self._thaw()
-        os.removexattr(self.held, self.mark + DOC)
-        self.doc = None
+        self._unsign()
 
     def _tell(self, groups: Groups, change: Change) -> None:
         """Have the marks and stamps of the guest, and of the guests in it, say how it is."""

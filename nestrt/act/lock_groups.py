@@ -55,9 +55,10 @@ class Groups:
             nonlocal changed, depth
             depth += 1
             try:
+                # Its limit group itself is not the guest's, but of the one around it.
+                changed = act(fd, inner[-1][1] if inner else None) or changed
                 if depth > 1 and self.mark + DOC in os.listxattr(fd) and (found := read_doc(fd, self.mark)):
                     inner.append((depth, found))
-                changed = act(fd, inner[-1][1] if inner else None) or changed
             except OSError as error:
                 if error.errno not in GONE:
                     raise

@@ -145,7 +145,8 @@ class Placing:
                 view = tree.view
                 group = rules_text.expand(part.destination, subject, self.users, self.groups, view.controllers)
                 try:
-                    left = self._move(tree, pid, fd, group, rules_store.hierarchies_for(view, part.controllers))
+                    with self.guest.unlocked(f"place process {pid} in group {group}", group):
+                        left = self._move(tree, pid, fd, group, rules_store.hierarchies_for(view, part.controllers))
                 except (Refusal, GuestError, NestrtError, OSError) as error:
                     if not ended(fd):
                         refusal = from_error(error)

@@ -40,6 +40,8 @@ CHANGES = frozenset(
 )
 CHANGING = {"Devices": ("allow", "deny", "only", "inherit"), "Rules": ("rules",)}
 STREAMS = frozenset(("Events", "Audit"))
+# Of the changes, those that a locked guest may still ask for: they are about processes, and what was asked before.
+WHILE_LOCKED = frozenset(("Kill", "Answer"))
 
 
 class Gone(Exception):
@@ -279,7 +281,11 @@ class Connection:
         request = self.request(method, parameters, call)
         change = method in CHANGES or any(parameters[key] is not None for key in CHANGING.get(method, ()))
         try:
-            found = await self.carry_out(self.methods()[method], request, method)
+            if change and self.guest is not None and method not in WHILE_LOCKED:
+                with self.guest.unlocked(*self.touched(request, method)):
+                    found = await self.carry_out(self.methods()[method], request, method)
+            else:
+                found = await self.carry_out(self.methods()[method], request, method)
         except Gone:
             raise
         except (Refusal, GuestError, NestrtError, OSError, ValueError) as error:
@@ -299,6 +305,18 @@ class Connection:
         if change:
             self.audit(request, "done")
         return found
+
+    def touched(self, request: Request, method: str) -> list[str]:
+        """What a call is about, for an error, and the groups that it changes."""
+        text = request.parameters.get("group") or (request.parameters.get("reaction") or {}).get("group") or "/"
+        operation = f"carry out {method} for group {text[:80]}"
+        try:
+            group = client.parse_group(text, operation)
+        except GuestError:
+            return [operation]  # its method says why not
+        if method == "Remove" and request.parameters.get("recursive"):
+            return [operation, *request.guest.now(lambda tree: tree.view.tree(group))]
+        return [operation, group]
 
     async def carry_out(self, action: Any, request: Any, method: str) -> dict[str, Any]:
         """Run a method: a stream for as long as the other end is there, all else to its end."""

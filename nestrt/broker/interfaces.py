@@ -35,6 +35,8 @@ error NotFound (message: string, remedy: string)
 error Busy (message: string, remedy: string)
 # This guest, kernel or policy cannot.
 error NotPossible (message: string, remedy: string)
+# The guest is locked by the level above: nothing about its groups changes.
+error Locked (message: string, remedy: string)
 # Only the guest's root, or the owner of the group concerned, may.
 error NotPermitted (message: string, remedy: string)
 # More than this guest may have or ask at once.

@@ -173,7 +173,7 @@ class Armed:
         why = "answered" if asked else "no answer" if self.reaction.action == "tell" else ""
         if action == "raise":
             try:
-                await self._act("raise", lambda tree: acts.raise_limit(tree, self.reaction), why, changing=True)
+                await self._act("raise", lambda tree: acts.raise_limit(tree, self.reaction), why)
                 await self.guest.later(self.hold.set)
                 return
             except FAILURES as error:
@@ -198,12 +198,16 @@ class Armed:
         if self.reaction.waits:
             await self.guest.later(self.hold.set)
 
-    async def _act(self, action: str, act: Callable[[Tree], Done], why: str, changing: bool = False) -> None:
-        if changing:
-            async with self.guest.changing:
+    async def _act(self, action: str, act: Callable[[Tree], Done], why: str) -> None:
+        if action == "kill":  # a locked guest's processes may end
+            done = await self.guest.later(act)
+        elif action == "freeze":
+            with self.guest.unlocked(f"freeze group {self.group}", self.group):
                 done = await self.guest.later(act)
         else:
-            done = await self.guest.later(act)
+            async with self.guest.changing:
+                with self.guest.unlocked(f"raise memory.max of group {self.group}", self.group):
+                    done = await self.guest.later(act)
         key, old, new = done
         self._report(action, "; ".join(filter(None, (f"{key} {old} → {new}", why))))
         self._audit(action, done, "done")

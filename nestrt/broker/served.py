@@ -8,10 +8,12 @@ openat2(2) with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS says so once more.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import time
-from typing import Any, Callable, TypeVar
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, TypeVar
 
 import trio
 
@@ -23,6 +25,7 @@ from nestrt.controllers.table import by_name
 from nestrt.guest import client
 from nestrt.host.marks import Mark, read_mark
 from nestrt.kernel import mount, pidfd
+from nestrt.plan import lock
 from nestrt.plan.facts import Hierarchy
 
 T = TypeVar("T")
@@ -31,6 +34,8 @@ BENEATH = mount.RESOLVE_BENEATH | mount.RESOLVE_NO_SYMLINKS | mount.RESOLVE_NO_M
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # Who owns a group where its directory belongs to the launching level: the uid there, in digits.
 OWNER = ("trusted.nestrt.owner", "user.nestrt.owner")
+# What nestrt lock leaves on a limit group.
+LOCK = ("trusted.nestrt.lock", "user.nestrt.lock")
 
 
 class Tree:
@@ -63,8 +68,12 @@ class Tree:
             found.append(client.Hierarchy(h.version, names, place, root, "", h.name, options))
         if not found:
             raise Refusal("NotFound", f"cannot find the groups of the guest: there is no group {root}", "")
-        owner = os.fstat(next(iter(self.roots.values())))
-        return client.View(tuple(found), stamp, (owner.st_uid, owner.st_gid))
+        return client.View(tuple(found), stamp, self.owner())
+
+    def owner(self) -> tuple[int, int]:
+        """Who owns the guest root; whoever locks it has it meanwhile."""
+        status = os.fstat(next(iter(self.roots.values())))
+        return status.st_uid, status.st_gid
 
     def renumber(self) -> None:
         """Guest CPU i is the i-th that the guest root has, whatever it had before."""
@@ -217,6 +226,10 @@ class Served:
             self.tree.view.divided = tuple(h for h in self.tree.view.divided if self._divided(h))
         else:
             self.tree.renumber()
+            if self.tree.view.owner != self.tree.owner():  # it was locked or unlocked
+                self.tree.view.owner = owner = self.tree.owner()
+                mine = (h for h in self.tree.view.hierarchies if os.stat(h.root).st_uid == owner[0])
+                self.tree.view.divided = tuple(filter(self._divided, mine))
         self.tree.used = time.monotonic()
         return self.tree
 
@@ -260,6 +273,44 @@ class Served:
     def group(self, tree: Tree, text: str, operation: str) -> str:
         """The checked name of a group that is there: "web" → "/web". Raises GuestError."""
         return client.existing(tree.view, text, operation)
+
+    # -- whether it is locked -----------------------------------------------------------------
+
+    @contextmanager
+    def unlocked(self, operation: str, *groups: str) -> Iterator[None]:
+        """While something about the guest's *groups* changes: nobody locks it meanwhile.
+
+        Raises Refusal (Locked) where the level above has locked it, or locks it just now, or a guest in it that one of
+        the groups belongs to.
+        """
+        try:
+            fd = os.open(self.primary.path(self.limit), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # whatever is to change is not there
+            yield
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self._refuse_locked(fd, operation)
+            for one in {one for group in groups for one in (group, *client.ancestors(group))} - {"/"}:
+                self._refuse_locked(self.primary.path(self.root + one), operation)
+            yield
+        except BlockingIOError:
+            raise Refusal("Locked", f"cannot {operation}: the guest is being locked or unlocked", "try again") from None
+        finally:
+            os.close(fd)
+
+    def _refuse_locked(self, directory: str | int, operation: str) -> None:
+        try:
+            found = [name for name in os.listxattr(directory) if name in LOCK]
+            text = os.getxattr(directory, found[0]).decode() if found else ""
+        except (OSError, ValueError):
+            return
+        # user.* below the limit group is the word of the guest, which can as well leave its groups alone.
+        if found and (found[0] == LOCK[0] or isinstance(directory, int)):
+            doc = lock.parse_doc(text)
+            by, name = (doc.by, doc.name) if doc else ("host", self.name)
+            reason = f"guest {name} is locked by the {by}"
+            raise Refusal("Locked", f"cannot {operation}: {reason}", f"ask there for: nestrt unlock {name}")
 
     # -- who may ------------------------------------------------------------------------------
 

@@ -108,8 +108,13 @@ def subject_of(sight: Sight, guest: Guest, pid: int) -> Subject:
         exact=True,
         first=pid == first,
         inner=guest.mark.root,
+        locked=guest.mark.locked or any(one.mark.locked for one in _around(sight, guest)),
         filtered=is_filtered(guest, document, not record),
     )
+
+
+def _around(sight: Sight, guest: Guest) -> list[Guest]:
+    return [one for one in sight.view.everyone() if guest.path.startswith(one.path + "/")]
 
 
 def _oldest(sight: Sight, guest: Guest) -> int:

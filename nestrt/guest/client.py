@@ -32,6 +32,7 @@ V1_THROTTLE = {
     "riops": "blkio.throttle.read_iops_device", "wiops": "blkio.throttle.write_iops_device",
 }  # fmt: skip
 STATUS = {errno.ENOENT: 3, errno.ENODEV: 3, errno.EEXIST: 4, errno.EBUSY: 4, errno.EROFS: 5, errno.EOPNOTSUPP: 5}
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EAGAIN)  # EAGAIN: cgroup.max.descendants
 HINTS = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "the level or user that owns it must do it"),
     errno.EROFS: 'it is mounted read-only; ask for mount = "rw" in the policy',
@@ -919,7 +920,9 @@ def do_status(view: View, args: argparse.Namespace) -> Any:
     whole = {k: v for k, v in {**view.stamp, **partition}.items() if type(v) is int}
     found: dict[str, Any] = {
         "name": view.name, "level": whole.get("level"), "max_level": whole.get("max_level"), "set_by": view.set_by,
-        "view": "rw" if view.divided else "ro", "root": first.root, "own_group": first.own or None, "cpus": cpus,
+        "view": "rw" if view.divided else "ro", "locked": view.stamp.get("locked") is True,
+        "locked_by": str(view.stamp.get("locked_by", ""))[:256] or None, "root": first.root,
+        "own_group": first.own or None, "cpus": cpus,
         "cpu_numbers": "renumbered" if view.cpus else "host", "controllers": view.controllers, "may_divide": may,
         "max_groups": whole.get("max_groups"), "max_depth": whole.get("max_depth"), "limits": view.limits("/"),
     }  # fmt: skip
@@ -929,6 +932,7 @@ def do_status(view: View, args: argparse.Namespace) -> Any:
 def status_lines(found: dict[str, Any], limit: Callable[[str], str]) -> list[str]:
     """The status for a person; *limit* gives the text of each limit."""
     shown = {k: v if not isinstance(v, list) else " ".join(v) or "nothing" for k, v in found.items() if k != "limits"}
+    shown = {k: ("no", "yes")[v] if isinstance(v, bool) else v for k, v in shown.items()}
     lines = [(k.replace("_", " "), "-" if v in (None, "") else printable(str(v))) for k, v in shown.items()]
     return table(lines) + [""] + table([("limit", "use/value"), *((name, limit(name)) for name in found["limits"])])
 
@@ -962,6 +966,8 @@ def move(
 def do_move(view: View, args: argparse.Namespace) -> None:
     """Move processes to a group, in every hierarchy: each wholly or not."""
     group = existing(view, args.group, "move processes to")
+    if not view.divided:
+        raise GuestError(5, f"move processes to group {group}", "this user may not write to the view", "as guest root")
     for pid in args.pids:
         operation = f"move process {pid} to group {group}"
         old = places(pid, view.hierarchies)
@@ -1130,7 +1136,16 @@ COMMANDS = {"status": do_status, "get": do_get, "ls": do_ls, "create": do_create
 def perform(args: argparse.Namespace, find: Callable[[], View]) -> Any:
     """One command on the view that *find* gives: what is to be shown."""
     if args.command != "mount":
-        return COMMANDS[args.command](find(), args)
+        view = find()
+        try:
+            return COMMANDS[args.command](view, args)
+        except GuestError as error:
+            none = error.status == 5 and not view.divided  # asked of the kernel, or known before
+            if view.stamp.get("locked") is not True or not (error.code in DENIED or none):
+                raise
+            by, name = (printable(str(view.stamp.get(key, ""))[:256]) for key in ("locked_by", "unlock"))
+            reason = f"guest {view.name} is locked by the {by or 'level above'}"
+            raise GuestError(4, error.operation, reason, f"ask there for: nestrt unlock {name}", error.code) from None
     if find is not local_view:
         raise GuestError(5, "mount from the host", "a mount belongs into the guest", "run it in the guest")
     return do_mount(args)

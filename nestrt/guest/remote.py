@@ -44,7 +44,7 @@ PATIENCE = 5.0  # s for a broker that is being started again
 STREAM_PATIENCE = 60.0  # the same for one whose events have been watched
 ANSWER = 120.0  # s for one reply: a limit below what is in use takes the kernel its time
 STATUS = {
-    "BadValue": 2, "InvalidParameter": 2, "NotFound": 3, "Busy": 4, "NotPossible": 5, "NotPermitted": 5,
+    "BadValue": 2, "InvalidParameter": 2, "NotFound": 3, "Busy": 4, "Locked": 4, "NotPossible": 5, "NotPermitted": 5,
     "QuotaExceeded": 5, "PermissionDenied": 5, "InterfaceNotFound": 5, "MethodNotFound": 5, "MethodNotImplemented": 5,
 }  # fmt: skip
 ASK = 'ask the level above for broker = "required" in the policy'

@@ -90,6 +90,8 @@ def freedom(subject: Subject, process: Process, files: Files) -> Finding:
     """Law 4: files handed over, controllers enabled, v1 cpusets filled."""
     request = subject.request
     given = [h for h, _ in files if delegated(request, h)]
+    if subject.locked:
+        return Finding("freedom", True, "it is locked, until nestrt unlock gives its groups back")
     if not given:
         return Finding("freedom", True, "its policy gives it nothing to divide")
     wrong = []

@@ -8,7 +8,7 @@ import sys
 from nestrt.level.policy import Policy
 from nestrt.plan.facts import Hierarchy
 from nestrt.plan.request import GUEST_ROOT, Request
-from nestrt.record import record
+from nestrt.record import record, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Subject:
     *every_device*: the bundle's document allows all. *exact*: ask the cgroup namespace itself for its root. *first*:
     *pid* is the one that the mark names. *filtered*: whether whoever starts it is to load a system call filter that
     forbids open_by_handle_at(2), None where that is not known. *covered*: covers were mounted before it has started,
-    as the plugin's document has them. *inner* is the guest root's name.
+    as the plugin's document has them. *inner* is the guest root's name. *locked*: it may change nothing just now.
     """
 
     pid: int
@@ -71,6 +71,7 @@ class Subject:
     filtered: bool | None = None
     covered: bool = False
     inner: str = GUEST_ROOT
+    locked: bool = False
 
     @property
     def root(self) -> str:
@@ -80,7 +81,8 @@ class Subject:
     @property
     def request(self) -> Request:
         """For plan.groups: which hierarchies the policy delegates."""
-        return Request("", "", (), self.policy)
+        policy = replace(self.policy, mount="ro") if self.locked else self.policy
+        return Request("", "", (), policy)
 
     def inside(self, path: str) -> bool:
         """Whether the group *path* is the guest root or below it, by components."""

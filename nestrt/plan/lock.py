@@ -7,7 +7,9 @@ owner    Where none of its processes is in the user namespace of whoever locks, 
          files of which both ids are mapped there (capable_wrt_inode_uidgid(), user_namespaces(7)), so no right of the
          guest's reaches them, through no mount, old or new, and through no file handle.
 mounts   Without a user namespace no owner stops the guest's root. Its mounts of cgroupfs are made read-only. A process
-         with CAP_SYS_ADMIN, or one that may make a user namespace and so get that for new mounts, undoes it.
+         with CAP_SYS_ADMIN, or one that may make a user namespace and so get that for new mounts, undoes it. And
+         clone3(2) with CLONE_INTO_CGROUP asks for the group's permission alone, not for the mount's
+         (kernel/cgroup/cgroup.c, cgroup_may_write()): on v2 it starts processes in other groups of its own.
 
 On v2 cgroup.max.descendants of the limit group, which no guest reaches, holds against new groups in any case.
 """
@@ -49,7 +51,7 @@ OTHERS_WRITE = 0o022
 # (mm/memcontrol-v1.c, CFTYPE_WORLD_WRITABLE), and it changes nothing.
 LISTENING = ("cgroup.event_control",)
 # Capabilities of the locker's own user namespace that undo a read-only mount, or reach the kernel or its processes.
-UNDOING = {16: "CAP_SYS_MODULE", 17: "CAP_SYS_RAWIO", 21: "CAP_SYS_ADMIN"}
+UNDOING = {21: "CAP_SYS_ADMIN", 16: "CAP_SYS_MODULE", 17: "CAP_SYS_RAWIO"}
 CAP_SYS_PTRACE = 19
 
 
@@ -196,17 +198,18 @@ def choose_owner(tasks: Iterable[Task], own: tuple[int, int], user: int) -> tupl
     return None if uid is None or gid is None else (uid, gid)
 
 
-def undoing(tasks: Iterable[Task], mounts: int, pids: int, makes_namespaces: bool) -> list[str]:
+def undoing(tasks: Iterable[Task], mounts: int, pids: int, makes_namespaces: bool, v2: bool) -> list[str]:
     """Why read-only mounts do not stop the *tasks*, a line for each reason; [] where they do.
 
     *mounts* and *pids* are the locker's own namespaces; *makes_namespaces*: whether this kernel lets anybody make
-    user namespaces.
+    user namespaces; *v2*: the guest has groups in v2's tree.
     """
     reasons: dict[str, set[int]] = {}
     for task in tasks:
         for number, name in UNDOING.items():
             if task.caps >> number & 1:
-                reasons.setdefault(f"has or can get {name}: it can mount its hierarchies afresh", set()).add(task.pid)
+                what = "mount its hierarchies afresh" if number == 21 else "change the kernel itself"
+                reasons.setdefault(f"has or can get {name}, and so {what}", set()).add(task.pid)
         if task.caps >> CAP_SYS_PTRACE & 1 and task.pids == pids:
             what = "has CAP_SYS_PTRACE and sees the processes of this level"
             reasons.setdefault(what, set()).add(task.pid)
@@ -215,6 +218,8 @@ def undoing(tasks: Iterable[Task], mounts: int, pids: int, makes_namespaces: boo
         if makes_namespaces:
             what = "may make a user namespace, and mount its hierarchies in it (user.max_user_namespaces is not 0)"
             reasons.setdefault(what, set()).add(task.pid)
+        if v2:
+            reasons.setdefault("can start others in another v2 group of its own (clone3)", set()).add(task.pid)
     return [f"{name_pids(pids)} {what}" for what, pids in reasons.items()]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import nestrt.__main__
 import nestrt.cli.launch
+import nestrt.kernel.cgroup
 from nestrt.act.launch import Launcher
 from support.need import SLOW
 from support.runner import Nestrt
@@ -134,6 +135,33 @@ def launch_and_kill(errors: Path, victim: str, who: str, number: int, args: list
         if release >= 0:
             os.close(release)
     return Killed(status, errors.read_text(), reached, first)
+
+
+def kill_at_change(errors: Path, number: int, argv: list[str]) -> bool:
+    """Run ``nestrt ARGV`` and kill it with SIGKILL right after its change *number* of attributes, owners, modes or
+    control files; False if it ended before."""
+
+    def body() -> int:
+        done = [0]
+
+        def counting(call: Any) -> Any:
+            def counted(*args: Any, **named: Any) -> Any:
+                found = call(*args, **named)
+                done[0] += 1
+                if done[0] == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return found
+
+            return counted
+
+        for name in ("setxattr", "removexattr", "chown", "fchown", "chmod", "fchmod"):
+            setattr(os, name, counting(getattr(os, name)))
+        nestrt.kernel.cgroup.write = counting(nestrt.kernel.cgroup.write)  # type: ignore[assignment]
+        return nestrt.__main__.main(["nestrt", *argv])
+
+    _, status = os.waitpid(run_forked(errors, body), 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, errors.read_text()
+    return os.WIFSIGNALED(status)
 
 
 def kill_at_removal(errors: Path, number: int, argv: list[str]) -> bool:
