@@ -15,6 +15,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 import zlib
@@ -32,6 +33,14 @@ OPTIONS = (
     "--disable-crash-reporter", "--disable-breakpad", "--no-default-browser-check", "--password-store=basic",
     "--disable-features=Translate,OptimizationHints,MediaRouter,DialMediaRouteProvider", "--force-color-profile=srgb",
 )  # fmt: skip
+# Its pipes are descriptors 3 and 4, whatever numbers we have; on the way they are above both.
+START = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(fd), fcntl.F_DUPFD_CLOEXEC, 10) for fd in sys.argv[1:3]]
+for number, fd in enumerate(ends, 3):
+    os.dup2(fd, number)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowDown": (40, ""), "ArrowRight": (39, "")}
 
 
@@ -61,8 +70,7 @@ class Browser:
         homes = ("HOME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR")
         self._log = open(f"{directory}/log", "wb")
         self.process = subprocess.Popen(
-            # Its pipes are 3 and 4, whatever numbers we have.
-            ["sh", "-c", f'exec "$@" 3<&{theirs} 4>&{mine}', "sh", *argv],
+            [sys.executable, "-ISc", START, str(theirs), str(mine), *argv],
             pass_fds=(theirs, mine),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -72,6 +80,9 @@ class Browser:
         )
         os.close(theirs)
         os.close(mine)
+
+    def begin(self) -> None:
+        """Open a page, and listen to what goes on in it."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -123,7 +134,7 @@ class Browser:
         begin = time.monotonic()
         self.call("Page.navigate", url=url)
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
-        self.ask("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+        self.picture(0, 0, 1, 1)
         return time.monotonic() - begin
 
     def ask(self, expression: str) -> Any:
@@ -189,6 +200,7 @@ def browser() -> Iterator[Browser]:
     try:
         made = Browser(directory)
         try:
+            made.begin()
             yield made
         finally:
             made.close()
