@@ -34,6 +34,7 @@ MOST_DESCRIPTORS = 16384  # 64 MiB of the kernel's memory
 SPARE_DESCRIPTORS = 64  # for all else that the process opens
 ASK_AGAIN = 30.0  # s, for a file that was not there: controllers are enabled later
 RESUM_SHARE = 10.0  # a sum that took 1 ms is made anew after 10 ms
+MOST_BUDGET = 0.2  # s of the bounded time that may be saved up
 LOOK_FOR_KILLS = 0.2  # s between two looks at /proc/vmstat
 
 
@@ -60,25 +61,30 @@ class _Open:
 class _Local:
     """The sum over a group and all below it of a counter that v1 keeps in each."""
 
-    __slots__ = ("_kills", "_next", "_value", "wanted")
+    __slots__ = ("_kills", "_next", "field", "value", "wanted")
 
     def __init__(self, wanted: _Wanted) -> None:
         self.wanted = wanted
-        self._value: int | None = None
+        self.field = wanted.file.fields[0]
+        self.value: int | None = None
         self._kills = -1
         self._next = 0.0
 
-    def add_to(self, counters: Counters, path: str, kills: int, now: float) -> None:
-        """Set the field in *counters*. *kills* is the machine's number of kills, *now* the monotonic time in s."""
-        field = self.wanted.file.fields[0]
-        if now >= self._next and (kills != self._kills or field != "oom_kills"):
-            total = self._sum(path, field)
-            # A group that has gone has taken its count with it; a counter never goes back.
-            if total is not None:
-                self._value = max(total, self._value or 0)
-            self._kills = kills
-            self._next = now + RESUM_SHARE * (time.monotonic() - now)
-        counters.__dict__[field] = self._value
+    def is_due(self, kills: int, now: float) -> bool:
+        """Whether the sum may be another one. *kills* is the machine's number of kills, *now* the monotonic time, s."""
+        return now >= self._next and (kills != self._kills or self.field != "oom_kills")
+
+    def add(self, path: str, kills: int, now: float) -> float:
+        """Make the sum anew; how long that took, in s."""
+        # Where the machine has killed nothing, nothing here has been killed.
+        total = self._sum(path, self.field) if kills or self.field != "oom_kills" else 0
+        # A group that has gone has taken its count with it; a counter never goes back.
+        if total is not None:
+            self.value = max(total, self.value or 0)
+        self._kills = kills
+        spent = time.monotonic() - now
+        self._next = now + RESUM_SHARE * spent
+        return spent
 
     def _sum(self, path: str, field: str) -> int | None:
         hierarchy, file = self.wanted.hierarchy, self.wanted.file
@@ -128,13 +134,14 @@ def _room() -> int:
 class CounterReader:
     """Reads counters of groups in *hierarchies*: the *wanted* fields of Counters only, from the files that have them.
 
-    A file that several readers of one process keep open counts for each of them. Not for use in two threads at once.
+    A file that several readers of one process keep open counts for each of them: each is made with its *share* of
+    the descriptors that there are. Not for use in two threads at once.
     """
 
-    def __init__(self, hierarchies: tuple[Hierarchy, ...], wanted: frozenset[str] = ALL) -> None:
+    def __init__(self, hierarchies: tuple[Hierarchy, ...], wanted: frozenset[str] = ALL, share: float = 1.0) -> None:
         self._hierarchies = hierarchies
         self._fields = wanted
-        self._room = _room()
+        self._room = int(_room() * share)
         self._plans: dict[tuple[str, ...], tuple[_Wanted, ...]] = {}
         self._groups: dict[str, _Open] = {}
         self._kills = -1
@@ -231,8 +238,14 @@ class CounterReader:
         now = time.monotonic()
         if now - self._looked > LOOK_FOR_KILLS:
             self._looked, self._kills = now, _kills()
+        if self._share:
+            self._budget = min(self._budget + (now - self._counted) * self._share, MOST_BUDGET)
+            self._counted = now
         for local in group.local:
-            local.add_to(counters, path, self._kills, now)
+            if self._budget > 0 and local.is_due(self._kills, now):
+                spent = local.add(path, self._kills, now)
+                self._budget -= spent if self._share else 0
+            counters.__dict__[local.field] = local.value
 
     def _forget(self, path: str) -> list[_Local]:
         group = self._groups.pop(path, None)

@@ -147,6 +147,10 @@ class Reader:
         """The group's own value; None if it has no such file (the root, a disabled controller) or is gone."""
         return self._known(hierarchy, key, path)[0]
 
+    def pair(self, hierarchy: Hierarchy, key: Key, path: str) -> tuple[Value | None, Bound | None]:
+        """The group's own value as value() has it, and what works there and which group binds."""
+        return self._known(hierarchy, key, path)
+
     def limit(self, hierarchy: Hierarchy, key: Key, path: str) -> Limit | None:
         """The limit *key* of the group *path* and its effective value; None if the group does not have it."""
         own, works = self._known(hierarchy, key, path)
