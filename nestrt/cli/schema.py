@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from nestrt.cli._formats import Column, add_options, write_rows
+from nestrt.cli._formats import Column, add_options, write_rows, write_text
 from nestrt.cli._view import write_json
 from nestrt.errors import NotFound
 from nestrt.host.marks import escape
 from nestrt.host.schema import rows
 from nestrt.host.schema_all import SCHEMAS, schema
+from nestrt.host.yamltext import dump
 from nestrt.level.values import suggestion
 
 EPILOG = """
-With NAME the schema (2020-12) itself; with --fields, or another format than json, a row for
-each field: "[]" stands for an item of a list, "{}" for the value of a key that varies.
+With COMMAND the schema (2020-12) itself, as JSON or YAML; with --fields, or in another form, a row
+for each field: "[]" stands for an item of a list, "{}" for the value of a key that varies.
 """
 NAMES = (Column("NAME", "name"), Column("WHAT IT PRINTS", "description"))
 FIELDS = (Column("FIELD", "field"), Column("TYPE", "type"), Column("UNIT", "unit"), Column("WHAT IT IS", "description"))
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
         remedy = suggestion(options.name, SCHEMAS)
         raise NotFound("find", f"a schema of {escape(options.name)}", "there is none", remedy)
     found = schema(options.name)
-    if options.fields or options.format not in (None, "json"):
+    if options.fields or options.format not in (None, "json", "yaml"):
         options.format = options.format or "table"
         return write_rows(options, rows(found), FIELDS)
-    return write_json(found)
+    return write_text([dump(found)]) if options.format == "yaml" else write_json(found)

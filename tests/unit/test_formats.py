@@ -204,7 +204,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.fixed_dictionaries({"name": VALUES, "level": VALUES, "claim": VALUES, "command": VALUES}), max_size=3)
 )
