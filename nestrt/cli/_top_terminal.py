@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 FIRST = 0.5  # s to the second sample, which makes the first rates
+SLICE = 0.1  # s that a key may have to wait
 FINDING, LIMITS = 0.03, 0.02  # of the time, for looking for guests and for reading limits again
 BUSIEST = 0.25  # of one CPU: with too many rows, samples are rarer
 ENDS = (signal.SIGTERM, signal.SIGHUP)
@@ -48,6 +49,7 @@ class _Terminal:
         self.model = Model(sampler, choice, delay)
         self.iterations = iterations
         self.passes = 0
+        self.started = self.used = 0.0
         self.signals: list[int] = []
         self.alarm: Any = None
         unicode = glyphs() is GLYPHS
@@ -127,24 +129,33 @@ class _Terminal:
             self._again(0)
 
     def sample(self, loop: Any, data: Any) -> None:
-        """One pass, and when the next one is due."""
+        """Begin a pass."""
         self.alarm = None
+        self.started, self.used = time.monotonic(), time.process_time()
+        if self.model.paused:
+            self._again(self.model.delay)
+            return
+        delay = self.model.delay
+        self.sampler.find(FINDING * delay if self.sampler.finder.complete else max(SLICE, FINDING * delay))
+        self.sampler.read_limits(max(SLICE / 2, LIMITS * delay))
+        self.go_on(loop, data)
+
+    def go_on(self, loop: Any, data: Any) -> None:
+        """Read for a moment, so that keys need not wait for a pass to end; after it, say when the next one is due."""
+        self.alarm = None
+        if not self.sampler.sample_some(SLICE):
+            self.alarm = self.loop.set_alarm_in(0.0, self.go_on)
+            return
         model = self.model
-        start, used = time.monotonic(), time.process_time()
-        if not model.paused:
-            share = FINDING * model.delay if self.sampler.finder.complete else max(0.2, FINDING * model.delay)
-            self.sampler.find(share)
-            self.sampler.read_limits(LIMITS * model.delay)
-            self.sampler.sample()
-            model.refresh()
-            self.passes += 1
+        model.refresh()
+        self.picture.changed()
+        self.passes += 1
         if self.iterations and self.passes > self.iterations:
             raise self.Exit
-        self.picture.changed()
         delay = min(model.delay, FIRST) if self.passes == 1 else model.delay
-        rest = (time.process_time() - used) / BUSIEST
+        rest = (time.process_time() - self.used) / BUSIEST
         model.actual = max(delay, rest)
-        self._again(model.actual - (time.monotonic() - start))
+        self._again(model.actual - (time.monotonic() - self.started))
 
     def _again(self, seconds: float) -> None:
         if self.alarm is not None:

@@ -10,6 +10,7 @@ import time
 from nestrt.cli import _formats
 from nestrt.cli._top_cells import CSV, TABLE, size
 from nestrt.cli._view import on_terminal, width
+from nestrt.errors import NotFound
 from nestrt.host.finder import Finder
 from nestrt.host.marks import escape
 from nestrt.host.sample import Sampler, Usage, by_level
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 FIRST = 0.5  # s between the two samples that the first pass is made of
+PATIENCE = 2.0  # s of looking for guests in places where there is hardly ever one
 SHORTEST, LONGEST = 0.1, 3600.0
 # Of the time between two passes, at most so much is for looking for guests and for reading limits again.
 FINDING, LIMITS = 0.03, 0.02
@@ -117,14 +119,19 @@ def _paths(names: list[str], hierarchies: tuple[Any, ...]) -> tuple[str, ...]:
     if not names:
         return ()
     finder = Finder(hierarchies)
-    while not finder.complete:
+    while not finder.settled:
         finder.look(1.0)
+    while not finder.complete:
+        try:
+            return tuple(find(finder.view, name).path for name in names)
+        except NotFound:
+            finder.look(1.0)
     return tuple(find(finder.view, name).path for name in names)
 
 
 def _passes(options: argparse.Namespace, sampler: Sampler, choice: Choice) -> Iterator[list[Usage]]:
     """The rows of each pass, in order, as long as *options* say."""
-    sampler.find_all()
+    sampler.find_all(PATIENCE if choice.by != "group" else float("inf"))
     sampler.read_limits(float("inf"))
     sampler.sample()
     delay = min(options.delay, FIRST)

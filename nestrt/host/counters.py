@@ -134,14 +134,24 @@ def _room() -> int:
 class CounterReader:
     """Reads counters of groups in *hierarchies*: the *wanted* fields of Counters only, from the files that have them.
 
-    A file that several readers of one process keep open counts for each of them: each is made with its *share* of
-    the descriptors that there are. Not for use in two threads at once.
+    With *share*, sums that v1 does not make take at most that share of the time, and may be old or missing. A file that
+    several readers of one process keep open counts for each of them: *descriptors* is this one's part of those that
+    there are. Not for use in two threads at once.
     """
 
-    def __init__(self, hierarchies: tuple[Hierarchy, ...], wanted: frozenset[str] = ALL, share: float = 1.0) -> None:
+    def __init__(
+        self,
+        hierarchies: tuple[Hierarchy, ...],
+        wanted: frozenset[str] = ALL,
+        share: float = 0.0,
+        descriptors: float = 1.0,
+    ) -> None:
         self._hierarchies = hierarchies
         self._fields = wanted
-        self._room = int(_room() * share)
+        self._share = share
+        self._budget = MOST_BUDGET
+        self._counted = time.monotonic()
+        self._room = int(_room() * descriptors)
         self._plans: dict[tuple[str, ...], tuple[_Wanted, ...]] = {}
         self._groups: dict[str, _Open] = {}
         self._kills = -1

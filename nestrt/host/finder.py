@@ -87,6 +87,11 @@ class Finder:
         self._may_read = os.geteuid() == 0
 
     @property
+    def settled(self) -> bool:
+        """Whether the primary hierarchy has been seen once, all of it."""
+        return self._inside.rounds > 0
+
+    @property
     def complete(self) -> bool:
         """Whether everything has been seen once."""
         return self._inside.rounds > 0 and self._others.rounds > 0
