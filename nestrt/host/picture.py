@@ -161,7 +161,7 @@ class Painter:
         view = self.sight.view
         everywhere = Group("/", tuple(h.name for h in view.hierarchies))
         self._watch(view.guests, everywhere)
-        parts = {resource: self._top(resource, self._part(resource, everywhere)) for resource in RESOURCES}
+        parts = {resource: self._part(resource, everywhere) for resource in RESOURCES}
         count = sum(1 for _ in view.everyone())
         figures = (("level", str(view.level)), ("guests", str(count)), *self._figures(parts, "/"))
         below = [self.guest(guest) for guest in view.guests]
@@ -244,6 +244,8 @@ class Painter:
     def _part(self, resource: str, group: Group | Guest) -> Part:
         if resource == "cpu":
             return self._cpu(group)
+        if self._is_hosts_root(group):
+            return Part(MAX, self.machine[resource], "", self._hosts_use(resource))
         found, most = self._limit(f"{resource}.max", group), self.machine[resource]
         if found is None or not isinstance(found.limit, int) or not isinstance(found.effective, int):
             return Part(MAX, most, "", None)
@@ -254,6 +256,8 @@ class Painter:
     def _cpu(self, group: Group | Guest) -> Part:
         """A group has the CPUs of its set, and of these as much time as its quota allows."""
         most = Part(MAX, self.machine["cpu"], "", self.rates.rates.get(group.path))
+        if self._is_hosts_root(group):
+            return most
         quota, cpus = self._limit("cpu.max", group), self._limit("cpuset.cpus", group)
         found = [quota] if quota else []
         for limit in [*found, *([cpus] if cpus else [])]:
@@ -267,13 +271,14 @@ class Painter:
                 most.given, most.binds = given, str(limit.binds)
         return most
 
-    def _top(self, resource: str, part: Part) -> Part:
-        """What the level that looks uses: on a host nothing of the root group counts it."""
-        if self.sight.view.level == 0 and resource == "memory":
-            part.used = max(0, self.machine["memory"] - meminfo("MemFree"))
-        elif self.sight.view.level == 0 and resource == "pids":
-            part.used = int(read_text("/proc/loadavg").split()[3].partition("/")[2])
-        return part
+    def _is_hosts_root(self, group: Group | Guest) -> bool:
+        """The root of a hierarchy has no limits, counts little, and has not the files of other groups."""
+        return group.path == "/" and self.sight.view.level == 0
+
+    def _hosts_use(self, resource: str) -> int:
+        if resource == "memory":
+            return max(0, self.machine["memory"] - meminfo("MemFree"))
+        return int(read_text("/proc/loadavg").split()[3].partition("/")[2])
 
     def _figures(self, parts: dict[str, Part], path: str) -> list[tuple[str, str]]:
         found = []

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Siblings without a limit can use what the others leave, and be seen where these leave nothing.
 LEAST_LEFT = 0.1
 # A bundle is as wide as so many of the thinnest boxes that stand alone: room for "20 more".
-BUNDLE = 5
+BUNDLE = 6
 # Rounding of sums, not overcommitment.
 ROUNDING = 1e-9
 

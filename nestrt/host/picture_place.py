@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Figures = tuple[tuple[str, str], ...]
 
 # px of a letter in the name (13 px, bold), the figures (12 px) and the note (11 px); of the widest common fonts.
-LETTERS = (8.6, 7.4, 6.8)
+LETTERS = (8.4, 7.4, 6.8)
 SIDES = 10  # px that letters keep from the sides of their box, both together
 BETWEEN = " · "
 TOO_MUCH = "▲"

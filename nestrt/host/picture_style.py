@@ -49,7 +49,7 @@ LEGEND = (
     ("guest", "warm", "75% and more"),
     ("guest", "hot", "90% and more"),
     ("guest open", "", "no limit of its own"),
-    ("guest claim", "", "a claim: a guest's own word"),
+    ("guest claim", "", "a claim"),
     ("guest over", "", "more given than there is"),
     ("bundle", "", "several, too thin to draw"),
 )

@@ -202,6 +202,9 @@ def test_what_is_drawn_can_be_chosen(scene: Scene) -> None:
     by_cpu = boxes(graph(NAME, "--by", "cpu", "--sample", "0.2").ok().out)
     assert figures(by_cpu["half"])["cpu"].startswith("0 CPUs of ")
     assert set(boxes(graph(NAME, "--min-share", "50").ok().out)) == {NAME, "5 more", "half", "3 more"}
+    nest = Painter(Sight(walk(read_hierarchies())), "memory").nest()
+    (outer,) = [each for each in nest.everyone() if each.name == NAME]
+    assert dict(outer.figures)["pids"].startswith("1 of ")
     host = boxes(graph().ok().out)["host"]
     memory = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert f" of {human(memory)} (" in figures(host)["memory"]
