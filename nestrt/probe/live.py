@@ -2,7 +2,7 @@
 
 What it says itself (its environment) goes to the new process only. All else is the kernel's word.
 
-Sources: proc_pid_status(5), proc_pid_environ(5), proc_pid_attr(5), prlimit(2), user_namespaces(7).
+Sources: proc_pid_status(5), proc_pid_environ(5), proc_pid_attr(5), proc_pid_limits(5), user_namespaces(7).
 """
 
 from __future__ import annotations
@@ -85,6 +85,20 @@ def _environment(pid: int) -> tuple[str, ...]:
     return tuple(entry for entry in text.split("\0") if "=" in entry[1:])
 
 
+def _limits(pid: int) -> tuple[Rlimit, ...]:
+    """Its resource limits; where raising one takes a right that this process lacks, no more than its own."""
+    # Not prlimit(2): of a process with other ids that takes CAP_SYS_RESOURCE, this file nothing.
+    rows = _read(pid, "limits").decode("ascii").splitlines()[1:]
+    may_raise = caps.by_name("CAP_SYS_RESOURCE") in caps.current().effective
+    found = []
+    for number, (name, row) in enumerate(zip(schedule.RLIMITS, rows, strict=True)):
+        words = row[25:].split()  # after the name: soft, hard, unit
+        soft, hard = (schedule.RLIM_INFINITY if word == "unlimited" else int(word) for word in words[:2])
+        most = hard if may_raise else min(hard, schedule.limits(0, number)[1])
+        found.append(Rlimit(name, min(soft, most), most))
+    return tuple(found)
+
+
 def read_live(pid: int) -> Live:
     """What *pid* has just now. Raises OSError (it has ended), HostError."""
     lines = _read(pid, "status").decode("utf-8", "replace").splitlines()
@@ -97,13 +111,12 @@ def read_live(pid: int) -> Live:
         except HostError:
             continue  # of the level above: it cannot be asked for again
     profile, label = _label(pid)
-    limits = [(name, *schedule.limits(pid, number)) for number, name in enumerate(schedule.RLIMITS)]
     found = Process(
         cwd="/",
         env=_environment(pid),
         user=User(uid, gid, int(rows["Umask"], 8), tuple(groups)),
         capabilities=_capabilities(rows),
-        rlimits=tuple(Rlimit(name, soft, hard) for name, soft, hard in limits),
+        rlimits=_limits(pid),
         oom_score_adj=int(_read(pid, "oom_score_adj")),
         no_new_privileges=rows["NoNewPrivs"] == "1",
         apparmor_profile=profile,
