@@ -41,11 +41,12 @@ def parse_kill(text: bytes) -> Kill | None:
     """The kill that a record of the kernel's own tells of; None for any other record, and for one that is cut off."""
     if not _HEAD.match(text):
         return None
-    tail = next((found for found in (_TAIL.fullmatch(text, at) for at in _places(text, b",task=")) if found), None)
-    limit, group = _groups(text[: tail.start()]) if tail else (None, None)
-    if tail is None or group is None:
-        return None
-    return Kill(_text(group), None if limit is None else _text(limit), _text(tail[1]), int(tail[2]), int(tail[3]))
+    for tail in filter(None, (_TAIL.fullmatch(text, at) for at in _places(text, b",task="))):
+        limit, group = _groups(text[: tail.start()])
+        if group is not None:
+            where = None if limit is None else _text(limit)
+            return Kill(_text(group), where, _text(tail[1]), int(tail[2]), int(tail[3]))
+    return None
 
 
 def _places(text: bytes, word: bytes) -> list[int]:

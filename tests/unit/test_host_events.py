@@ -87,6 +87,7 @@ def test_no_bytes_make_it_fail(raw: bytes) -> None:
 @example("/x,task_memcg=", "/nestrt/victim/guest,task=sh,pid=1,uid=0", b"sh", "x")
 @example("", "/x,oom_memcg=/nestrt/victim,task_memcg=/nestrt/victim", b",task=,pid=1,ui", "x,oom_memcg=")
 @example("/a,global_oom,task_memcg=", "/nestrt/victim", b"x", "x,global_oom,task_memcg=")
+@example("/,task=", "", b"", "x")
 def test_a_guest_is_taken_for_no_other(limit: str, group: str, comm: bytes, cpuset: str) -> None:
     home = "/nestrt/web/guest"
     found = parse_kill(kill(home + limit, home + limit + group, comm, cpuset))
