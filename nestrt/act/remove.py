@@ -29,6 +29,8 @@ else:
 PATIENCE = 10.0  # seconds that a killed guest may take to let go of its groups
 STOPS = 20  # tries to freeze what forks
 STATE_LIMIT = 65536
+# What nestrt host init has set on a parent of guests stays when the last of them goes.
+KEPT = {"trusted.nestrt.split", "user.nestrt.split"}
 
 
 def claim(name: str) -> int | None:
@@ -223,7 +225,8 @@ def remove_parent(
         for hierarchy in hierarchies:
             for group in groups:
                 try:
-                    os.rmdir(hierarchy.path(group))
+                    if not KEPT.intersection(os.listxattr(hierarchy.path(group))):
+                        os.rmdir(hierarchy.path(group))
                 except OSError:
                     continue  # other guests are there
     except BlockingIOError:
