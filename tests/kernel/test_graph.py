@@ -18,6 +18,7 @@ import pytest
 from nestrt.host.marks import escape
 from nestrt.host.picture import Painter
 from nestrt.host.picture_style import DARK, LIGHT
+from nestrt.host.picture_svg import WIDTH
 from nestrt.host.render import human
 from nestrt.host.sight import Sight
 from nestrt.host.walk import walk
@@ -308,6 +309,7 @@ def test_a_box_is_filled_as_high_as_it_is_used(chromium: Browser, page: str, dar
     filled = colours.count(colour(palette.ok)) / len(colours)
     assert 0.56 < filled < 0.72, colours
     assert filled + colours.count(colour(palette.box)) / len(colours) > 0.9
+    assert (colours[5], colours[-5]) == (colour(palette.box), colour(palette.ok))
     (corner,) = pixels(chromium.picture(2, 2, 1, 1))[0]
     assert corner == colour(palette.back)
     assert chromium.troubles == []
@@ -388,15 +390,36 @@ def test_nothing_is_run_and_nothing_is_fetched(chromium: Browser, page: str) -> 
     assert chromium.ask("window.run === undefined")
 
 
+BOXES = """[...document.querySelectorAll("#chart > svg")].map((box) => [
+  box.getAttribute("class"), box.getAttribute("y"),
+  ...["x", "width"].map((name) => parseFloat(box.getAttribute(name)).toFixed(3)),
+  [...box.children].filter((each) => each.tagName === "rect").map((each) => each.getAttribute("class")).join(),
+  [...box.querySelectorAll("path")].map((each) => each.getAttribute("d")).join(),
+  [...box.querySelectorAll("text")].map((each) => each.textContent).join("|"),
+])"""
+
+
 @pytest.mark.slow_on_vm
-def test_without_scripts_the_figures_are_there(chromium: Browser, page: str) -> None:
-    chromium.settings(script=False)
+@pytest.mark.parametrize("least", ["1", "9"])
+def test_without_scripts_the_picture_and_the_figures_are_there(
+    chromium: Browser, scene: Scene, tmp_path: Path, least: str
+) -> None:
+    """And they are the same that the script draws, where the picture is as wide as it was made for."""
+    path = tmp_path / "nest.html"
+    graph(NAME, "-o", path, "--min-share", least).ok()
+    chromium.settings(width=WIDTH + 40 + 320, script=False)
     try:
-        chromium.open(page)
+        chromium.open(f"file://{path}")
         text = chromium.ask("document.body.innerText")
         rows = [line.split("\t") for line in text.splitlines() if line.startswith(NAME) and "\t" in line]
         assert [row[:3] for row in rows] == [[NAME, "1", "running"], [f"{NAME}/inner", "2", "stopped"]]
-        assert chromium.ask("document.querySelectorAll('#chart > svg > title').length") == len(boxes(graph(NAME).out))
         assert "Find" not in text
+        assert chromium.ask("document.querySelectorAll('#chart > svg > title').length") == drawn(chromium)
+        plain = chromium.ask(BOXES)
+        assert sum(box[0] == "bundle" for box in plain) == (3 if least == "9" else 0)
     finally:
-        chromium.settings()
+        chromium.settings(width=WIDTH + 40 + 320)
+    chromium.open(f"file://{path}")
+    assert chromium.ask("document.getElementById('chart').clientWidth") == WIDTH
+    assert sorted(chromium.ask(BOXES)) == sorted(plain)
+    assert chromium.troubles == []

@@ -161,6 +161,8 @@ def test_a_fill_is_as_high_as_what_is_used() -> None:
         (drawn,) = drawn_boxes(place(limited("all", 512, used), "memory"))
         fills = [each for each in drawn.iter(f"{SVG}rect") if each.get("class", "").startswith("fill")]
         assert [(each.get("height"), each.get("class")) for each in fills] == ([(high, f"fill {heat}")] if high else [])
+        if high:
+            assert sum(float((fills[0].get(key) or "").removesuffix("%")) for key in ("y", "height")) == 100
 
 
 def test_texts_are_as_long_as_there_is_room() -> None:
