@@ -198,6 +198,63 @@ def audit() -> Schema:
     return found
 
 
+def host() -> Schema:
+    """``host status --format json``."""
+    share = "of the level's CPU time, where everybody wants all"
+    group = fields(
+        "a group right below the root",
+        path=text(PATH),
+        role=text("what nestrt host init made it: guests or system; empty: nothing"),
+        cpu_weight=number("cpu.weight, or cpu.shares on v1"),
+        cpu_share=decimal(share, "of 1"),
+        cpu_share_alone=maybe(decimal("of the system's groups: where it alone wants all beside guests", "of 1")),
+        cpu_quota=maybe(decimal("its CPU limit; null: none", "CPUs")),
+        memory_limit=maybe(number("null: none", "bytes")),
+        memory_usage=maybe(number("with all below it", "bytes")),
+    )
+    root = fields(
+        "processes of the root group itself, each of whose threads counts as a group",
+        processes=number("how many"),
+        threads=number("of these"),
+        cpu_share=decimal("of one of them: " + share, "of 1"),
+        cpu_share_alone=maybe(decimal("of one of them, alone beside guests", "of 1")),
+    )
+    one = fields(
+        "a guest right below a group of guests",
+        name=text("its name"),
+        path=text(f"its limit group: {PATH}"),
+        cpu_share=decimal(share, "of 1"),
+    )
+    return fields(
+        "how a level is divided between the system and guests",
+        split=flag("nestrt host init has divided it"),
+        version=number("of the hierarchy that has the cpu controller: 1 or 2", least=1),
+        cpus=decimal("of the level", "CPUs"),
+        memory=number("of the level", "bytes"),
+        groups=array("the groups right below the root", group),
+        root=root,
+        guests=array("what each gets at worst", one),
+    )
+
+
+def state() -> Schema:
+    """``state ID``, and a row of ``list --format json``: runc's form of the runtime specification's state."""
+    found = fields(
+        "a container of this runtime",
+        ociVersion=text("the specification's version"),
+        id=text("its id"),
+        pid=number("its first process, as this level sees it; 0: stopped"),
+        status=text("what it does", ("creating", "created", "running", "paused", "stopped")),
+        bundle=text("the directory of its bundle"),
+        rootfs=text("its root filesystem"),
+        created=text("when: RFC 3339, with ns"),
+        annotations=keyed("of its document", text("a value")),
+        owner=text("who made it; empty in state"),
+    )
+    found["required"].remove("annotations")
+    return found
+
+
 def hooks() -> Schema:
     """``hooks status --format json``."""
     file = fields(
@@ -238,6 +295,9 @@ SCHEMAS: dict[str, tuple[str, Schema]] = {
     "totals": ("what has happened to guests: events --totals", totals()),
     "check": ("whether the laws hold", check()),
     "audit": ("what guests asked the broker: a line", audit()),
+    "host": ("how the host is divided: host status", host()),
+    "state": ("a container of this runtime", state()),
+    "list": ("the containers of this runtime; null: none", maybe(array("below the state directory", state()))),
     "hooks": ("the plugin at engines: hooks status", hooks()),
 }
 

@@ -77,6 +77,7 @@ def valid(name: str, value: Any) -> None:
 def as_json(nestrt: Nestrt, *words: str) -> Any:
     result = nestrt.run(*words, "--format", "json", timeout=40)
     assert result.out.isascii()
+    assert result.out, result
     return json.loads(result.out)
 
 
@@ -101,6 +102,7 @@ def test_every_field_is_described(nestrt: Nestrt, guest: str) -> None:
     valid("totals", as_json(nestrt, "events", "--totals"))
     valid("check", as_json(nestrt, "check", "--passive", guest))
     valid("hooks", as_json(nestrt, "hooks", "status"))
+    valid("host", as_json(nestrt, "host", "status"))
 
     # What has been stopped, and what has ended, has other nulls.
     nestrt.run("pause", guest) if nestrt.run("freeze", guest).rc else None

@@ -82,7 +82,7 @@ def section() -> str:
     for name, (title, schema) in SCHEMAS.items():
         parts.append(f'.SS "{name}: {roff(title)}"\n')
         inner = schema
-        if schema["type"] == "array":
+        if "items" in schema:
             parts.append(f"A list: {roff(schema['description'])}.\n")
             inner = schema["items"]
         elif isinstance(schema.get("additionalProperties"), dict):
