@@ -184,7 +184,7 @@ class Finder:
             if best != place.mark:
                 place.mark, place.owner, self._changed = best, owner, True
             if best is None and not self._groups:
-                del self._places[path]
+                self._places.pop(path, None)  # _check() may have done it: the group has gone since it was looked at
 
     def _best(self, path: str, place: _Place) -> Mark | None:
         """The mark that counts: of the primary hierarchy before others, unless theirs say more."""
