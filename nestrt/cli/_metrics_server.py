@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 MOST_CONNECTIONS = 16
 LONGEST_HEAD = 8192  # bytes of a request
-IDLE = 75.0  # s for a request to begin, READ to come, WRITE for the answer to go
+IDLE = 75.0  # s for a request to begin, READ to come, WRITE for the answer to go, LINGER for the rest
 READ = 5.0
 WRITE = 20.0
+LINGER = 1.0
 MOST_REQUESTS = 1000  # of one connection
 PIECE = 1 << 16
 REASONS = {
@@ -120,11 +121,22 @@ class Connection:
         try:
             for _ in range(MOST_REQUESTS):
                 if not self._one():
+                    self._drain()
                     break
         except (Closed, OSError):
             pass
         finally:
             self.socket.close()
+
+    def _drain(self) -> None:
+        """Read what nobody asked for: with bytes left unread, close(2) is a reset, and the answer may be lost."""
+        self.socket.shutdown(socket.SHUT_WR)
+        end, most = time.monotonic() + LINGER, 64
+        while most and (left := end - time.monotonic()) > 0:
+            self.socket.settimeout(left)
+            if not self.socket.recv(PIECE):
+                break
+            most -= 1
 
     def end(self) -> None:
         """Make serve() return, from another thread."""

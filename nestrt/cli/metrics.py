@@ -65,7 +65,14 @@ class Scraper:
         return self.view
 
     def take(self) -> Picture:
-        """One walk at most. Raises NotFound, InputError where one of the guests that are named is not there."""
+        """One walk, or none if the last one's guests are all still there. Raises NotFound, InputError where one of the guests that are named is not there."""
+        picture = self._take()
+        if picture.gone:
+            self.again = 0.0
+            picture = self._take()
+        return picture
+
+    def _take(self) -> Picture:
         began = time.monotonic()
         sight = Sight(self._walk())
         tops = [find(sight.view, name) for name in self.names] or sight.view.guests

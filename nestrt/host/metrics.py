@@ -152,6 +152,7 @@ class Collector:
                 gone.add(guest.path)
             else:
                 picture.guest(sight, guest, labels[guest.path], counters)
+        picture.gone = len(gone)
         if gone:
             guests = [guest for guest in guests if guest.path not in gone]
             chosen = [guest for guest in chosen if guest.path not in gone]
@@ -217,9 +218,10 @@ def _labels(guests: list[Guest], chosen: list[Guest]) -> dict[str, str]:
 
 
 class Picture:
-    """Samples by metric. *groups*: those of groups are asked for."""
+    """Samples by metric. *groups*: those of groups are asked for. *gone*: guests that had gone since they were seen."""
 
     def __init__(self, groups: bool) -> None:
+        self.gone = 0
         self.families: dict[tuple[str, str], tuple[Family, Lines]] = {}
         for prefix, families in (
             ("nestrt_guest_", GUEST_ONLY + BOTH),
