@@ -58,7 +58,7 @@ OPTIONS = (
 )
 FAILED = 125
 KILL = 9
-PATIENCE = 30  # seconds that the guest may keep the new process from running before it is the program
+PATIENCE = 15  # seconds that the guest may keep the new process from running before it is the program
 
 
 class Enterer(Creator):
@@ -121,7 +121,7 @@ def _stopped(hierarchy: Hierarchy, group: str) -> bool:
 def _first(view: View, guest: Guest, hierarchies: tuple[Hierarchy, ...]) -> tuple[int, int]:
     """Pid and start time of the guest's first process. Raises StateError where it is not there, or no guest's."""
     what = f"guest {guest.name}"
-    pid = first_process(guest, processes(guest, view) if guest.claim else [])
+    pid = first_process(guest, processes(guest, view, commands=False) if guest.claim else [])
     if pid <= 0 or not pidfd.alive(pid, guest.mark.start):
         reason = "its first process has ended, or is not known"
         raise StateError("exec in", what, reason, f"nestrt ps {guest.name} shows what runs in it")

@@ -67,7 +67,7 @@ class Target:
 
     def first(self) -> tuple[int, int]:
         """Pid and start time of the first process; (-1, -1) where it is not known."""
-        pid = first_process(self.guest, processes(self.guest, self.view) if self.guest.claim else [])
+        pid = first_process(self.guest, processes(self.guest, self.view, commands=False) if self.guest.claim else [])
         return (pid, self.guest.mark.start) if pid > 0 else (-1, -1)
 
     def written(self, word: str) -> str:

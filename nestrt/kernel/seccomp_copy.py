@@ -2,10 +2,7 @@
 
 The kernel gives them to a tracer: PTRACE_SECCOMP_GET_FILTER (Linux 4.4, with CONFIG_CHECKPOINT_RESTORE, for
 CAP_SYS_ADMIN of the initial user namespace, and for none that has a filter itself). A helper traces, so that a process
-that does not stop is let go of by killing it::
-
-    caller ─ fork ─▶ helper: PTRACE_SEIZE, PTRACE_INTERRUPT, wait; read the filters; end, which lets go
-       └◀── filters ───┘
+that does not stop is let go of by killing it.
 
 Sources: ptrace(2), include/uapi/linux/ptrace.h, kernel/seccomp.c (seccomp_get_filter()).
 """
@@ -15,17 +12,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import select
-import time
 
-from nestrt.kernel import prctl
+from nestrt.kernel.helped import helped
 from nestrt.kernel.libc import check, libc
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import signal as _signal
-else:
-    import _signal  # signal.py imports enum
 
 PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
 PTRACE_SECCOMP_GET_FILTER = 0x420C
@@ -56,18 +45,12 @@ def _read(pid: int) -> list[bytes]:
     raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), f"process {pid}")
 
 
-def _helper(pid: int, writer: int) -> None:
-    number = 0
-    try:
-        _ptrace(PTRACE_SEIZE, pid)
-        _ptrace(PTRACE_INTERRUPT, pid)
-        os.waitpid(pid, WALL)
-        text = b"".join(len(code).to_bytes(4, "little") + code for code in _read(pid))
-        while text:
-            text = text[os.write(writer, text) :]
-    except OSError as error:
-        number = error.errno or errno.EIO
-    os._exit(min(number, 255))
+def _look(pid: int) -> bytes:
+    """The helper's part: it lets go of *pid* by ending."""
+    _ptrace(PTRACE_SEIZE, pid)
+    _ptrace(PTRACE_INTERRUPT, pid)
+    os.waitpid(pid, WALL)
+    return b"".join(len(code).to_bytes(4, "little") + code for code in _read(pid))
 
 
 def filters_of(pid: int) -> tuple[bytes, ...]:
@@ -76,29 +59,7 @@ def filters_of(pid: int) -> tuple[bytes, ...]:
     Raises OSError: EPERM without the right, or where another traces it; EINVAL or EIO where the kernel cannot tell;
     ESRCH; ETIMEDOUT for a process that does not stop, being frozen.
     """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    helper = os.fork()
-    if helper == 0:
-        prctl.set_parent_death_signal(_signal.SIGKILL)
-        _helper(pid, writer)
-    os.close(writer)
-    text, deadline, late = b"", time.monotonic() + PATIENCE, False
-    try:
-        poll = select.poll()
-        poll.register(reader, select.POLLIN)
-        while True:
-            late = not poll.poll(max(0, int((deadline - time.monotonic()) * 1000)))
-            if late or not (chunk := os.read(reader, 65536)):
-                break
-            text += chunk
-    finally:
-        os.close(reader)
-        if late:
-            os.kill(helper, _signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1])
-    if late or code:
-        number = errno.ETIMEDOUT if late else code if code > 0 else errno.EIO
-        raise OSError(number, os.strerror(number), f"process {pid}")
+    text = helped(lambda: _look(pid), PATIENCE, f"process {pid}")
     found: list[bytes] = []
     while text:
         size = int.from_bytes(text[:4], "little")

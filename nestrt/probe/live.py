@@ -11,10 +11,12 @@ import os
 
 from nestrt.errors import HostError
 from nestrt.kernel import caps, schedule
+from nestrt.kernel.helped import helped
 from nestrt.oci.model import Capabilities, Process, Rlimit, User
 from nestrt.record import record
 
 LONGEST_ENVIRONMENT = 1 << 17
+PATIENCE = 2.0  # seconds
 SETS = {
     "bounding": "CapBnd",
     "effective": "CapEff",
@@ -81,7 +83,12 @@ def _label(pid: int) -> tuple[str, str]:
 
 
 def _environment(pid: int) -> tuple[str, ...]:
-    text = _read(pid, "environ", LONGEST_ENVIRONMENT).decode("utf-8", "surrogateescape")
+    """Its variables; () where it does not let them be read: who reads waits for its memory map's lock."""
+    try:
+        read = helped(lambda: _read(pid, "environ", LONGEST_ENVIRONMENT), PATIENCE, f"process {pid}")
+    except OSError:
+        return ()
+    text = read.decode("utf-8", "surrogateescape")
     return tuple(entry for entry in text.split("\0") if "=" in entry[1:])
 
 

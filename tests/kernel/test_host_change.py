@@ -78,7 +78,7 @@ def quota(us: int | str) -> str:
 
 
 # update: the limit group, what the guest sees of it, marks and stamp; the guest's own groups are cut down to it.
-@pytest.mark.parametrize("mode", ["userns", "nouserns"])
+@pytest.mark.parametrize("mode", ["userns", pytest.param("nouserns", marks=pytest.mark.slow_on_vm)])
 def test_update(nestrt: Nestrt, guest_name: str, make_busybox: Callable[[], Path], mode: str) -> None:
     name, cpus = guest_name, cpus_online()
     script = (
@@ -288,7 +288,9 @@ def namespaces(pid: int) -> dict[str, str]:
     return {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in os.listdir(f"/proc/{pid}/ns")}
 
 
-@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize(
+    "mode", ["root", *(pytest.param(m, marks=pytest.mark.slow_on_vm) for m in MODES if m != "root")]
+)
 def test_exec_is_as_the_first_process(nestrt: Nestrt, guest_name: str, busybox: Path, mode: str) -> None:
     """Namespaces, groups in every hierarchy, user, capabilities, limits, descriptors: those of the first process."""
     name = guest_name
@@ -313,6 +315,7 @@ def command(pid: int) -> bytes:
         return b""
 
 
+@pytest.mark.slow_on_vm
 def test_exec_words(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
     name = guest_name
     begin(nestrt, name, busybox)
@@ -344,6 +347,7 @@ def test_exec_words(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
 
 
 # A guest's guest, which the host knows by what the guest says: its groups, and the processes that really are there.
+@pytest.mark.slow_on_vm
 def test_a_guest_of_a_guest(nestrt: Nestrt, guest_name: str, python: PythonRoot) -> None:
     inner, group = f"{guest_name}/in", f"{guest_root(guest_name)}/nestrt/in"
     start = nested(python, "-d --name in -m 32M", "sleep 1000")
