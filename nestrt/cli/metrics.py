@@ -65,7 +65,7 @@ class Scraper:
         return self.view
 
     def take(self) -> Picture:
-        """One walk, or none if the last one's guests are all still there. Raises NotFound, InputError where one of the guests that are named is not there."""
+        """One walk, or none where a recent one's guests are all there. Raises NotFound, InputError of the names."""
         picture = self._take()
         if picture.gone:
             self.again = 0.0

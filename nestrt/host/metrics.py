@@ -15,6 +15,7 @@ import time
 from nestrt.host.counters import CounterReader, Counters
 from nestrt.host.marks import escape
 from nestrt.host.metrics_share import share
+from nestrt.host.sample import inside
 from nestrt.host.sight import Sight, count_groups
 from nestrt.host.walk import Group, Guest
 from nestrt.level.units import MAX, PERIOD
@@ -163,7 +164,7 @@ class Collector:
             depths = [group.path.count("/") for _, group in fit_pairs]
             kept = share(fit_pairs, [tops[guest.path] for guest, _ in fit_pairs], depths, self.most_groups)
             for guest, group in kept:
-                labels_of = f"{labels[guest.path]},{label('group', _inside(guest, group.path))}"
+                labels_of = f"{labels[guest.path]},{label('group', inside(guest, group.path))}"
                 counters = self.of_groups.read(group.path, group.hierarchies)
                 if counters == NOTHING:  # it is gone, or no hierarchy counts anything here
                     continue
@@ -180,15 +181,8 @@ class Collector:
         return picture
 
 
-def _inside(guest: Guest, path: str) -> str:
-    """The group *path* as its guest calls it; beside the guest root (its supervisor's) it begins with ".."."""
-    if path == guest.root or path.startswith(guest.root + "/"):
-        return path[len(guest.root) :] or "/"
-    return ".." + path[len(guest.path) :]
-
-
 def _group_label(guest: Guest, group: Group) -> str:
-    return escape(_inside(guest, group.path))
+    return escape(inside(guest, group.path))
 
 
 def _is_there(sight: Sight, guest: Guest) -> bool:
