@@ -35,11 +35,13 @@ from support.plugin_engines import (
     VIEW,
     WEB,
     WrappedDocker,
+    bytes_of,
     check_view,
     fail_if_left,
     is_first,
     nothing_left,
     pid,
+    seen_by_host,
 )
 from support.podman import IMAGE, on_terminal
 from support.runner import wait_for
@@ -124,6 +126,10 @@ def test_stats_and_the_rest(docker: WrappedDocker) -> None:
     row = json.loads(docker("stats", "--no-stream", "--format", "{{json .}}", name).ok().out)
     assert row["MemUsage"].endswith(" / 64MiB"), row
     assert row["PIDs"] == read("pids", group, "pids.current", "pids.current") == "2", row
+    shown = seen_by_host(docker, group)
+    assert (shown["made_by"], shown["claim"], shown["pid"]) == ("docker/plugin", False, pid(docker, name))
+    assert (shown["memory"]["effective"], shown["pids"]["usage"], shown["pids"]["effective"]) == (64 << 20, 2, 50)
+    assert abs(shown["memory"]["usage"] - bytes_of(row["MemUsage"].split()[0])) < 4 << 20, (shown, row)
     assert len(docker("top", name).ok().out.splitlines()) == 3
     rows = docker("exec", name, "cat", "/proc/self/cgroup").ok().out.split()
     assert {row.split(":")[2] for row in rows} <= {"/", "/init"}

@@ -35,11 +35,13 @@ from support.plugin_engines import (
     VIEW,
     WEB,
     HookedPodman,
+    bytes_of,
     check_view,
     fail_if_left,
     is_first,
     nothing_left,
     pid,
+    seen_by_host,
 )
 from support.podman import IMAGE, Podman
 from support.runner import wait_for
@@ -171,6 +173,10 @@ def test_stats_and_the_rest(podman: HookedPodman) -> None:
     row = json.loads(podman("stats", "--no-stream", "--format", "json", name).ok().out)[0]
     assert row["mem_usage"].split(" / ")[1] == "67.11MB", row
     assert int(row["pids"]) == int(read("pids", group, "pids.current", "pids.current")) == 3
+    shown = seen_by_host(podman, group)
+    assert (shown["made_by"], shown["claim"], shown["pid"]) == ("podman/plugin", False, pid(podman, name))
+    assert (shown["memory"]["effective"], shown["pids"]["usage"], shown["group_count"]) == (64 << 20, 3, 3)
+    assert abs(shown["memory"]["usage"] - bytes_of(row["mem_usage"].split(" / ")[0])) < 4 << 20, (shown, row)
     assert len(podman("top", name, "pid").ok().out.split()) >= 3
     rows = podman("exec", name, "cat", "/proc/self/cgroup").ok().out.split()
     assert {row.split(":")[2] for row in rows} <= {"/", "/init"}

@@ -60,6 +60,21 @@ def nothing_left(engine: Engine) -> None:
     wait_for(lambda: not engine.leftovers(), "nothing to be left")
 
 
+def seen_by_host(engine: HookedPodman | WrappedDocker, group: str) -> dict[str, Any]:
+    """What ``nestrt ls`` says of the guest whose limit group that is."""
+    rows = json.loads(engine.nest.run(COMMAND, "ls", "--format", "json").ok().out)
+    found: list[dict[str, Any]] = [row for row in rows if row["path"] == group]
+    assert len(found) == 1, rows
+    return found[0]
+
+
+def bytes_of(text: str) -> float:
+    """Bytes of what engines' stats print: 1.2MiB, 804kB."""
+    number = text.rstrip("kKMGiB")
+    letter = text[len(number) : len(number) + 1].upper()
+    return float(number) * (1024 if "i" in text else 1000) ** " KMG".index(letter if letter in "KMG" else " ")
+
+
 def pid(engine: HookedPodman | WrappedDocker, name: str) -> int:
     return int(engine.inspect(name)["State"]["Pid"])
 
