@@ -18,7 +18,7 @@ from nestrt.host.sight import find
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 EPILOG = """
 A box is as wide as what its group was given is of what the group around it has, and filled as high as it is
@@ -28,25 +28,19 @@ SUFFIXES = {".svg": "svg", ".html": "html", ".htm": "html"}
 TITLES = {"memory": "Memory", "cpu": "CPU time", "pids": "Processes"}
 
 
-def _depth(text: str) -> int:
-    depth = int(text)
-    if depth < 0:
-        raise ValueError
-    return depth
+def _between(least: float, most: float, convert: Callable[[str], float]) -> Callable[[str], float]:
+    """A type for argparse: a number in this range; NaN is in none."""
 
+    def number(text: str) -> float:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!a} is no number from {least:g} to {most:g}")
+        return value
 
-def _share(text: str) -> float:
-    share = float(text.removesuffix("%"))
-    if not 0 <= share <= 50:
-        raise ValueError
-    return share / 100
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds <= 60:
-        raise ValueError
-    return seconds
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,20 +50,22 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _share.__name__, _seconds.__name__, _depth.__name__ = "percentage from 0 to 50", "seconds from 0 to 60", "depth"
     parser.add_argument("name", metavar="NAME", nargs="?", help="one guest: web, web/db, or its limit group's path")
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="where to (default: standard output)")
     parser.add_argument("--format", choices=("svg", "html"), help="default: by FILE's name, else svg")
     parser.add_argument("--by", choices=RESOURCES, default="memory", help="what is drawn (default: memory)")
     parser.add_argument(
-        "--depth", type=_depth, metavar="N", help="groups at most N below a guest root (0: none); guests always"
+        "--depth",
+        type=_between(0, 1000, int),
+        metavar="N",
+        help="groups at most N below a guest root (0: none); guests always",
     )
     parser.add_argument(
-        "--min-share", type=_share, metavar="PERCENT", default=0.01,
+        "--min-share", type=_between(0, 50, float), metavar="PERCENT", default=1.0,
         help="boxes thinner than this part of the picture are drawn as one with their neighbours (default: 1)",
     )  # fmt: skip
     parser.add_argument(
-        "--sample", type=_seconds, metavar="SECONDS",
+        "--sample", type=_between(0, 60, float), metavar="SECONDS",
         help="for how long to watch what CPU time is used (default: 1 with --by cpu, else 0: not at all)",
     )  # fmt: skip
     parser.add_argument("--theme", choices=("auto", "light", "dark"), default="auto", help="default: the reader's own")
@@ -81,6 +77,8 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     form = options.format or SUFFIXES.get(os.path.splitext(options.output)[1].lower(), "svg")
     seconds = options.sample if options.sample is not None else float(options.by == "cpu")
+    if options.output != "-":
+        _check(options.output)
     sight = look()
     painter = Painter(sight, options.by, options.depth, seconds)
     box = painter.one(find(sight.view, options.name)) if options.name else painter.nest()
@@ -92,9 +90,9 @@ def main(argv: list[str]) -> int:
     if form == "html":
         from nestrt.host.picture_html import html
 
-        pieces = html(placed, heading, subtitle, options.theme, options.min_share)
+        pieces = html(placed, heading, subtitle, options.theme, options.min_share / 100)
     else:
-        pieces = svg(placed, heading, subtitle, options.theme, options.min_share)
+        pieces = svg(placed, heading, subtitle, options.theme, options.min_share / 100)
     data = "".join(pieces).encode()
     if options.output == "-":
         sys.stdout.buffer.write(data)
@@ -105,12 +103,11 @@ def main(argv: list[str]) -> int:
 
 
 def _replace(path: str, data: bytes) -> None:
-    """Write *path* at once or not at all. What is no regular file is not written to: InputError."""
+    """Write *path* at once or not at all; a symbolic link that it has become meanwhile is replaced, not followed."""
     directory, name = os.path.split(path)
     at = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _check(at, name, path)
-        temporary = f".{name[:200]}.{os.getpid()}"
+        temporary = f".nestrt-graph.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(temporary, flags, 0o666, dir_fd=at)
         try:
@@ -121,22 +118,25 @@ def _replace(path: str, data: bytes) -> None:
             os.unlink(temporary, dir_fd=at)
             raise
     except OSError as error:
-        error.filename = path
+        error.filename, error.filename2 = path, None
         raise
     finally:
         os.close(at)
 
 
-def _check(at: int, name: str, path: str) -> None:
+def _check(path: str) -> None:
+    """What is no regular file is not written to: InputError. OSError where there is no such directory."""
     import stat
 
-    if not name:
-        raise InputError("write", path, "it is a directory", "name a file in it")
+    directory, name = os.path.split(path)
+    os.stat(directory or ".")
     try:
-        mode = os.stat(name, dir_fd=at, follow_symlinks=False).st_mode
+        mode = os.lstat(path).st_mode
     except FileNotFoundError:
-        return
+        mode = stat.S_IFREG
     if stat.S_ISLNK(mode):
         raise InputError("write", path, "it is a symbolic link", "name the file itself")
+    if stat.S_ISDIR(mode) or not name:
+        raise InputError("write", path, "it is a directory", "name a file in it")
     if not stat.S_ISREG(mode):
         raise InputError("write", path, "it is no regular file", "name a file, or write to standard output")

@@ -85,6 +85,11 @@ def amount(resource: str, value: int) -> str:
     return human(value) if resource == "memory" else "max" if value == MAX else str(value)
 
 
+def used_of(resource: str, part: Part) -> str:
+    """What is used, without the unit that stands behind the whole: "0.5" of 1.5 CPUs; "" where it is not known."""
+    return "" if part.used is None else amount(resource, part.used).partition(" ")[0]
+
+
 def percent(fill: float) -> str:
     """A part as percent, with a decimal below 1."""
     if 0 < fill < 0.00995:
@@ -283,7 +288,7 @@ class Painter:
     def _figures(self, parts: dict[str, Part], path: str) -> list[tuple[str, str]]:
         found = []
         for resource, part in parts.items():
-            used = "" if part.used is None else amount(resource, part.used)
+            used = used_of(resource, part)
             given = amount(resource, part.given)
             text = f"{used} of {given} ({percent(part.fill or 0.0)})" if used else given
             found.append((resource, f"{text}; {self._who_binds(resource, part, path)}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from nestrt.host.picture import FULL, NEARLY, Box, amount, percent
+from nestrt.host.picture import FULL, NEARLY, Box, amount, percent, used_of
 from nestrt.host.picture_layout import Shares, is_overcommitted, shares
 from nestrt.level.units import MAX
 from nestrt.record import record
@@ -60,7 +60,7 @@ def place(box: Box, by: str, x: float = 0.0, width: float = 1.0) -> Placed:
     for each, part in zip(box.below, inside.widths, strict=True):
         below.append(place(each, by, at, part))
         at += part
-    used = "" if box.part.used is None else amount(by, box.part.used)
+    used = used_of(by, box.part)
     figures, note = box.figures, box.note
     if is_overcommitted(inside):
         note = BETWEEN.join([f"{TOO_MUCH} {inside.total:.1f}× given", *([note] if note else [])])

@@ -201,7 +201,7 @@ def test_what_is_drawn_can_be_chosen(scene: Scene) -> None:
     by_pids = boxes(graph(NAME, "--by", "pids").ok().out)
     assert "open" in (by_pids["half"].get("class") or "")
     by_cpu = boxes(graph(NAME, "--by", "cpu", "--sample", "0.2").ok().out)
-    assert figures(by_cpu["half"])["cpu"].startswith("0 CPUs of ")
+    assert figures(by_cpu["half"])["cpu"].startswith("0 of ")
     assert set(boxes(graph(NAME, "--min-share", "50").ok().out)) == {NAME, "5 more", "half", "3 more"}
     nest = Painter(Sight(walk(read_hierarchies())), "memory").nest()
     (outer,) = [each for each in nest.everyone() if each.name == NAME]
@@ -223,7 +223,7 @@ def test_the_file_is_replaced_and_never_what_it_points_to(scene: Scene, tmp_path
     ElementTree.parse(picture)
     secret.write_text("secret")
     link.symlink_to(secret)
-    for target, reason in ((link, "it is a symbolic link"), (tmp_path, "it is no regular file")):
+    for target, reason in ((link, "it is a symbolic link"), (tmp_path, "it is a directory")):
         result = graph(NAME, "-o", target)
         assert (result.rc, reason in result.err) == (2, True), result
     assert secret.read_text() == "secret"

@@ -18,6 +18,7 @@ from nestrt.host.picture_place import Placed, place, shortened, texts
 from nestrt.host.picture_script import SCRIPT
 from nestrt.host.picture_style import DARK, LIGHT, contrast
 from nestrt.host.picture_svg import draw, svg, xml
+from nestrt.host.walk import DEEPEST
 
 MIB = 1 << 20
 SVG = "{http://www.w3.org/2000/svg}"
@@ -144,6 +145,15 @@ def drawn_boxes(placed: Placed) -> list[ElementTree.Element]:
 
 def first_line(element: ElementTree.Element) -> str:
     return (element.findtext(f"{SVG}title") or "").partition("\n")[0]
+
+
+def test_the_deepest_nest_that_a_walk_goes_into() -> None:
+    inmost = limited("x", MIB)
+    for _ in range(DEEPEST):
+        inmost = limited("x", MIB, 0, [inmost])
+    placed = place(inmost, "memory")
+    assert len(drawn_boxes(placed)) == DEEPEST + 1
+    assert json.loads(data(placed, 0.01))["boxes"][-1][0] == DEEPEST
 
 
 def test_where_boxes_are() -> None:
