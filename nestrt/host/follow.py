@@ -88,6 +88,7 @@ class Follower:
     def close(self) -> None:
         """Let go of everything."""
         self.oom.close()
+        self.files.close()
         self.pressure.close_all()
         self.log.close()
         os.close(self.tree.inotify)
@@ -165,7 +166,7 @@ class Follower:
                     del self._units[top]
         if not self.tree.v2:
             for guest in list(self.guests.known.values()):
-                self.tree.look_whether_populated(guest, time.time())
+                self.tree.lives.look(guest, time.time())
 
     def _cover(self, top: str) -> None:
         began = time.monotonic()
@@ -213,7 +214,7 @@ class Follower:
                 self.tree.files(self.tree.places[place.hierarchy.name, child], wall)
         elif file:
             if file == "cgroup.events":
-                self.tree.stirred(place, wall)
+                self.tree.lives.stirred(place, wall)
             self.files.dirty[place.hierarchy.name, path, file] = None
         elif mask & inotify.IN_ISDIR:
             child = f"{path}/{os.fsdecode(name)}" if name else path

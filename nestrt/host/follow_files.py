@@ -7,6 +7,8 @@ happened is told.
 
 from __future__ import annotations
 
+import os
+
 from nestrt.host import event_sources as sources
 from nestrt.host.effective import ancestors
 from nestrt.host.event_sources import ASKED
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     Key = tuple[str, str, str]  # hierarchy, path, file
 
+MOST_OPEN = 4096  # of them; each holds a page of the kernel's
 MOST_ASKED = 500  # files read in a second because nobody tells of them
 HOLD = 1.0  # s
 # Which limit it is that a file counts hits of.
@@ -44,6 +47,8 @@ class Files:
         self.later: dict[Key, None] = {}
         self.asked: dict[Key, None] = {}
         self._turn: list[Key] = []
+        self._open: dict[Key, int] = {}
+        self._raw: dict[Key, bytes] = {}  # what was read of it last
         self._frozen: dict[str, set[str]] = {}  # by group: the hierarchies in which it is
 
     def listen(self, place: Place) -> None:
@@ -65,6 +70,9 @@ class Files:
             key = (place.hierarchy.name, place.path, file)
             self.asked.pop(key, None)
             self.later.pop(key, None)
+            self._raw.pop(key, None)
+            if (descriptor := self._open.pop(key, -1)) >= 0:
+                os.close(descriptor)
         found = self._frozen.get(place.path)
         if found is not None:
             found.discard(place.hierarchy.name)
@@ -88,7 +96,31 @@ class Files:
         if not self._turn:
             self._turn = list(self.asked)
         turn, self._turn = self._turn[:MOST_ASKED], self._turn[MOST_ASKED:]
-        self.dirty.update((key, None) for key in turn if key in self.asked)
+        self.dirty.update((key, None) for key in turn if key in self.asked and self._is_other(key))
+
+    def _is_other(self, key: Key) -> bool:
+        """Whether a file says another thing than when it was asked last. As far as there is room it stays open: to
+        open and close it is most of what a look costs."""
+        name, path, file = key
+        descriptor = self._open.get(key, -1)
+        try:
+            if descriptor < 0:
+                if len(self._open) >= MOST_OPEN:
+                    return True
+                place = self.tree.places[name, path]
+                descriptor = self._open[key] = os.open(place.file(file), os.O_RDONLY | os.O_CLOEXEC)
+            raw = os.pread(descriptor, 4096, 0)
+        except (OSError, KeyError):  # the group has gone, or there is no room
+            return key not in self._open
+        before = self._raw.get(key)
+        self._raw[key] = raw
+        return raw != before
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
 
     def look(self, now: float, wall: float) -> None:
         """Compare all that is dirty with what was said before."""
@@ -121,7 +153,7 @@ class Files:
             elif kind in ("populated", "empty"):
                 guest = self.tree.guests.known.get(place.path)
                 if guest is not None:
-                    self.tree.look_whether_populated(guest, wall)
+                    self.tree.lives.look(guest, wall)
             elif total is not None:
                 field = next(field for field, one in source.kinds if one == kind)
                 count = total - old.get(field, 0)

@@ -18,9 +18,9 @@ import os
 
 from nestrt.host import event_sources as sources
 from nestrt.host.event import Event, Guests, Known
+from nestrt.host.follow_lives import Lives
 from nestrt.host.follow_place import Place, froze_itself, most_watches, read_counts
 from nestrt.host.marks import read_mark
-from nestrt.host.processes import pids_in, read_text
 from nestrt.host.walk import DEEPEST
 from nestrt.kernel import inotify
 from nestrt.plan.facts import Hierarchy
@@ -30,6 +30,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from nestrt.host.event_sources import Source
     from nestrt.host.marks import Mark
 
 MOST_GROUPS = 2000  # of one guest with all its guests
@@ -74,15 +75,18 @@ class Tree:
         self.places: dict[tuple[str, str], Place] = {}
         self.groups: dict[str, Group] = {}
         self.keys: dict[int, tuple[Place, str]] = {}
-        self.populated: dict[str, bool | None] = {}  # by limit group; None: it has had no process yet
+        self.lives = Lives(self)
         self.most = most_watches()
         self.quiet = False
-        self.visited: set[tuple[str, str]] | None = None
+        # While all is gone through: what has been met, and whether as a group of a guest.
+        self.visited: set[tuple[str, str, bool]] | None = None
         self.full = False
         self._counts: dict[str, int] = {}
         self._crowded: set[str] = set()
         self._work: list[tuple[Hierarchy, str]] = []
         self._fresh: list[Known] = []
+        self._surrounded = ("", 0.0)
+        self._fitting: dict[tuple[str, bool], list[Source]] = {}
         self.v2 = any(h.version == 2 for h in hierarchies)
         self.listens: Callable[[Place], None] = lambda place: None
         self.leaves: Callable[[Place], None] = lambda place: None
@@ -112,10 +116,10 @@ class Tree:
         for path in sorted((p for p in self.groups if p == top or p.startswith(below)), key=len, reverse=True):
             group = self.groups.get(path)
             for name in list(group.hierarchies) if group else ():
-                if (name, path) not in visited:
+                if (name, path, True) not in visited:
                     self.gone(name, path, now)
         for key in [key for key in self.places if key[1] == top or key[1].startswith(below)]:
-            if key not in visited and key[1] not in self.groups:
+            if (*key, False) not in visited and key[1] not in self.groups:
                 self.gone(*key, now)
 
     def made(self, hierarchy: Hierarchy, path: str, now: float) -> None:
@@ -128,7 +132,7 @@ class Tree:
         fresh, self._fresh = self._fresh, []
         for guest in fresh:
             self.found(guest)
-            self.look_whether_populated(guest, now)
+            self.lives.look(guest, now)
 
     def _meet(self, hierarchy: Hierarchy, path: str, now: float) -> None:
         done = len(self._work) - 1
@@ -137,7 +141,13 @@ class Tree:
             del self._work[done]
             return
         below: list[str] = []
-        if guest is None or (self.wanted(guest) and self._admit(hierarchy, path, guest, now)):
+        met = (hierarchy.name, path, guest is not None)
+        if guest is not None and not self.wanted(guest):
+            if self.visited is not None:
+                self.visited.add((hierarchy.name, path, False))
+        elif self.visited is not None and met in self.visited:
+            pass
+        elif guest is None or self._admit(hierarchy, path, guest, now):
             below = self._watch(hierarchy, path, guest, now)
         if self.visited is not None and guest is not None and path == guest.path and hierarchy is self.primary:
             self._around(path, now)
@@ -166,7 +176,8 @@ class Tree:
     def _watch(self, hierarchy: Hierarchy, path: str, guest: Known | None, now: float) -> list[str]:
         """Watch one directory and its files, and look at its mark. The names of its child groups."""
         directory = hierarchy.path(path or "/")
-        if len(os.fsencode(directory)) > LONGEST or path.count("/") > DEEPEST:
+        longer = len(path) > LONGEST // 4 and len(os.fsencode(directory)) > LONGEST
+        if longer or path.count("/") > DEEPEST:
             return []
         try:
             status = os.stat(directory)
@@ -183,7 +194,7 @@ class Tree:
             if place is None:
                 place = self.places[key] = Place(hierarchy, path, status.st_ino)
             if self.visited is not None:
-                self.visited.add(key)
+                self.visited.add((*key, guest is not None))
             if not self._add(place, DIRECTORY, directory, MASK, guest, now) and self.visited is None:
                 return []
             if guest is not None:
@@ -216,17 +227,19 @@ class Tree:
     def _guest(self, path: str, mark: Mark, owner: int, now: float) -> None:
         """A limit group: the guest is watched in all hierarchies from now on."""
         guest = self.guests.add(path, mark, owner)
-        self.populated[path] = None
+        self.lives.populated[path] = None
         self._fresh.append(guest)
         self._around(path, now)
-        for hierarchy in self.hierarchies:
+        # Where all is gone through, the others follow when it is met again in the first.
+        for hierarchy in self.hierarchies if self.visited is None else (self.primary,):
             self.made(hierarchy, path, now)
 
     def _around(self, path: str, now: float) -> None:
         """Watch the group in which an outermost guest is in the other hierarchies too: it may get there later."""
         parent = path.rpartition("/")[0]
-        if self.guests.of(parent) is not None:
+        if self.guests.of(parent) is not None or (self.visited is not None and (parent, now) == self._surrounded):
             return
+        self._surrounded = (parent, now)
         for hierarchy in self.hierarchies:
             if hierarchy is not self.primary:
                 try:
@@ -239,46 +252,9 @@ class Tree:
                         place = self.places[hierarchy.name, parent] = Place(hierarchy, parent, inode)
                     self._add(place, DIRECTORY, directory, MASK, None, now)
                     if self.visited is not None:
-                        self.visited.add((hierarchy.name, parent))
+                        self.visited.add((hierarchy.name, parent, False))
                 except OSError:
                     continue
-
-    def look_whether_populated(self, guest: Known, now: float) -> None:
-        """Tell whether the guest has a process, where that is news."""
-        running, before = self._is_populated(guest), self.populated.get(guest.path)
-        if running and not before:
-            self._started(guest, now)
-        elif before and running is False:
-            self.populated[guest.path] = False
-            self.report("ended", guest.path, now)
-
-    def stirred(self, place: Place, now: float) -> None:
-        """The cgroup.events of a group have changed: a guest that has had no process yet has one, or has had one."""
-        guest = self.guests.known.get(place.path)
-        if guest is None or place.path not in self.populated or self.populated[place.path] is not None:
-            return
-        try:
-            frozen = "frozen 1" in read_text(place.file("cgroup.events"))
-        except OSError:
-            frozen = False
-        if not frozen or self._is_populated(guest):
-            self._started(guest, now)
-            self.look_whether_populated(guest, now)
-
-    def _started(self, guest: Known, now: float) -> None:
-        self.populated[guest.path] = True
-        self.report("started", guest.path, now, detail=guest.started(), source="mark")
-
-    def _is_populated(self, guest: Known) -> bool | None:
-        """None where its limit group has gone, or nothing says so."""
-        for hierarchy in self.hierarchies:
-            try:
-                if hierarchy.version == 2:
-                    return "populated 1" in read_text(hierarchy.path(guest.path, "cgroup.events"))
-            except OSError:
-                return None
-        groups = [path for path in self.groups if path == guest.path or path.startswith(guest.path + "/")]
-        return any(pids_in(self.primary.path(path)) for path in groups)
 
     def gone(self, name: str, path: str, now: float) -> None:
         """The directory *path* was removed in the hierarchy *name*."""
@@ -299,7 +275,7 @@ class Tree:
         if guest is None:
             self.report("removed", path, now)
             return
-        if self.populated.pop(path, False):
+        if self.lives.populated.pop(path, False):
             self.report("ended", path, now)
         self.report("removed", path, now)
         self.ended(guest)
@@ -322,8 +298,12 @@ class Tree:
         if hierarchy.version == 2:
             self._add(place, CONTROL, place.file(CONTROL), inotify.IN_MODIFY, guest, now)
         only = hierarchy is self.primary and not self.v2
-        for source in sources.fitting(hierarchy.version, hierarchy.controllers, self.kinds | STATES, only):
-            if source.file in place.files or source.instead in place.files or source.lacking:
+        fitting = self._fitting.get((hierarchy.name, only))
+        if fitting is None:
+            found = sources.fitting(hierarchy.version, hierarchy.controllers, self.kinds | STATES, only)
+            fitting = self._fitting[hierarchy.name, only] = [source for source in found if not source.lacking]
+        for source in fitting:
+            if source.file in place.files or source.instead in place.files:
                 continue
             for file in filter(None, (source.file, source.instead)):
                 try:

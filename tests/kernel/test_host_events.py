@@ -54,7 +54,7 @@ class Stream:
         assert all(set(event) == FIELDS for event in found)
         return [e for e in found if kind in ("", e["kind"]) and all(e[key] == value for key, value in fields.items())]
 
-    def wait(self, kind: str, timeout: float = 10.0, **fields: Any) -> dict[str, Any]:
+    def wait(self, kind: str, timeout: float = 30.0, **fields: Any) -> dict[str, Any]:
         """The first such event, which is to come soon."""
 
         def some() -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ def follow(nestrt: Nestrt, tmp_path: Path) -> Iterator[Callable[..., Stream]]:
         with file.open("wb") as out, (tmp_path / "errors").open("ab") as errors:
             process = nestrt.start("events", "--follow", "--format", "json", *options, stdout=out, stderr=errors)
         streams.append(Stream(process, file))
-        wait_for(lambda: is_listening(process.pid), "everything to be watched", 20)
+        wait_for(lambda: is_listening(process.pid), "everything to be watched", 40)
         return streams[-1]
 
     yield start
@@ -123,7 +123,7 @@ def bomb() -> str:
 
 
 def script(python: PythonRoot) -> str:
-    inner = f"{limited('/job')}; sleep 0.3"
+    inner = f"{limited('/job')}; sleep 1"
     two = nested(python, "--rm --name two --userns none --capabilities all", f"sh -c {shlex.quote(inner)}")
     return "\n".join((limited("/web"), bomb(), freeze("/ice"), fleeting(5), two, "read line || true"))
 
@@ -144,7 +144,7 @@ def test_each_thing_is_seen_once(
     stream = follow("--record", str(record), guest_name)
     mine = follow(f"{guest_name}/two")
     text = nestrt.start("events", "-f", "--kinds", "oom_kill", guest_name)
-    wait_for(lambda: is_listening(text.pid), "another one to watch", 20)
+    wait_for(lambda: is_listening(text.pid), "another one to watch", 40)
     guest = nestrt.start(
         "launch", "--rm", "--policy", policy, "--name", guest_name, *python.options,
         "--mount", "type=tmpfs,target=/tmp", "-m", "256M", "--pids", "40", "--", "sh", "-c", script(python),
@@ -264,7 +264,7 @@ def test_forged_records_are_not_believed(
 # A reader that goes away, one that never reads, and an unknown name.
 def test_readers_and_names(nestrt: Nestrt, busybox: Path, guest_name: str, tmp_path: Path) -> None:
     gone = nestrt.start("events", "-f")
-    wait_for(lambda: is_listening(gone.pid), "everything to be watched", 20)
+    wait_for(lambda: is_listening(gone.pid), "everything to be watched", 40)
     assert gone.stdout is not None
     gone.stdout.close()
     assert gone.wait(5 * SLOW) == 0, "it lives on without a reader, though nothing happens"
@@ -286,7 +286,7 @@ def test_readers_and_names(nestrt: Nestrt, busybox: Path, guest_name: str, tmp_p
     assert (late.rc, late.out) == (0, "")
     with contextlib.suppress(subprocess.TimeoutExpired):
         ended = nestrt.start("events", "-f", stdout=subprocess.DEVNULL)
-        wait_for(lambda: is_listening(ended.pid), "everything to be watched", 20)
+        wait_for(lambda: is_listening(ended.pid), "everything to be watched", 40)
         ended.send_signal(signal.SIGINT)
         assert ended.wait(5 * SLOW) == 0
     nestrt.launch("-d", "--rm", "--name", guest_name, "--rootfs", busybox, "--", "sleep", "600").ok()
