@@ -69,6 +69,27 @@ def why() -> Schema:
     )
 
 
+def ps() -> Schema:
+    """``ps --format json``, the host's form."""
+    one = fields(
+        "a process of a guest",
+        **DEFS["process"]["properties"],
+        guest=text("the innermost guest that it is in"),
+        level=number("of that guest", least=1),
+        guest_group=maybe(text("its group as the guest names it")),
+        user=maybe(text("its real user's name on this level, the number where there is none")),
+        name=maybe(text("the kernel's name for it (comm)")),
+        parent=maybe(number("its parent, as this level sees it; null: outside our pid namespace", least=1)),
+        state=maybe(text("a letter of proc_pid_stat(5): R, S, D, T, Z...")),
+        started=maybe(number("when it was started", TIME)),
+        elapsed=maybe(number("how long ago that was", "s")),
+        cpu_usec=maybe(number("CPU time that it used", "µs")),
+        rss=maybe(number("memory that is resident", "bytes")),
+        threads=maybe(number("how many it has")),
+    )
+    return array("processes, by guest; nestrt ps ID of a container is a list of pids", one)
+
+
 def finding() -> dict[str, Schema]:
     """Of ``check``."""
     return {
@@ -289,6 +310,7 @@ SCHEMAS: dict[str, tuple[str, Schema]] = {
     "ls": ("the guests of this level and below", ls()),
     "show": ("one guest in full", show()),
     "tree": ("every group of every guest", tree()),
+    "ps": ("the processes of guests", ps()),
     "why": ("what really limits a group or process", why()),
     "top": ("what guests use", top()),
     "events": ("what happens to guests: a line", event()),

@@ -92,6 +92,9 @@ def test_every_field_is_described(nestrt: Nestrt, guest: str) -> None:
         valid("show", as_json(nestrt, "show", name))
     for words in (("tree",), ("tree", "-p"), ("tree", "--depth", "0", guest)):
         valid("tree", as_json(nestrt, *words))
+    processes = as_json(nestrt, "ps", guest)
+    valid("ps", processes)
+    assert len(processes) >= 2
     pid = str(shown[guest]["pid"])
     for words in ((guest,), (pid,), (guest, "--all"), (f"{guest}:/job",), (f"{guest}/in", "--all")):
         valid("why", as_json(nestrt, "why", *words))
