@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+# Of more guests the table opens with a click, which needs no script: laying it out takes a browser half a second.
+SHORT_TABLE = 50
 COLUMNS = ("level", "state", "memory", "cpu", "pids", "CPU time", "claim", "overcommitted")
 
 _PAGE = """
@@ -140,7 +142,8 @@ def html(placed: Placed, heading: str, subtitle: str, theme: str, least: float) 
     yield '<p class="scripted" hidden>Click or Enter zooms in, Escape or a click on the top row out; the arrow keys '
     yield "go from box to box.</p></section>\n"
     yield '<aside id="figures" class="scripted" aria-label="Figures" hidden></aside></main>\n'
-    yield f"<details open><summary>Figures of {guests} guest{'' if guests == 1 else 's'}</summary>"
+    opened = " open" if guests <= SHORT_TABLE else ""
+    yield f"<details{opened}><summary>Figures of {guests} guest{'' if guests == 1 else 's'}</summary>"
     yield '<div class="table">\n'
     yield from _table(placed)
     yield f'</div></details>\n<script type="application/json" id="data">{data(placed, least)}</script>\n'

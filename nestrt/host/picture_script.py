@@ -129,7 +129,7 @@ function put(item, view, x, y, width, row, over, inner) {
     const fill = Math.min(1, item.fill);
     box.append(make("rect", { class: "fill " + heat(fill), y: wide(1 - fill), width: "100%", height: wide(fill) }));
   }
-  if (classes.includes("over")) box.append(make("rect", { class: "strip", y: S.row - 5, width: "100%", height: 5 }));
+  if (classes.includes("over")) box.append(make("rect", { class: "strip", y: S.row - 3, width: "100%", height: 3 }));
   if (inner) box.append(inner);
   box.append(make("rect", { class: "edge", ...all }));
   if (name) box.append(make("text", { class: "name", x: 7, y: 18 }, name));

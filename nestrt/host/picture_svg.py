@@ -66,7 +66,7 @@ def draw_one(placed: Placed, x: float, y: int, width: float, bars: str = "") -> 
         fill = min(1.0, placed.fill)
         parts.append(f'<rect class="fill {heat(fill)}" y="{wide(1 - fill)}" width="100%" height="{wide(fill)}"/>')
     if "over" in classes:
-        parts.append(f'<rect class="strip" y="{ROW - 5}" width="100%" height="5"/>')
+        parts.append(f'<rect class="strip" y="{ROW - 3}" width="100%" height="3"/>')
     parts += [bars, '<rect class="edge" width="100%" height="100%"/>', _texts(placed, width * WIDTH), "</svg>"]
     return "".join(parts)
 
@@ -125,7 +125,7 @@ def sample(kind: str, fill: str) -> str:
         high = {"ok": 40, "warm": 80, "hot": 95}[fill]
         parts.append(f'<rect class="fill {fill}" y="{100 - high}%" width="100%" height="{high}%"/>')
     if "over" in classes:
-        parts.append('<rect class="strip" y="10" width="100%" height="4"/>')
+        parts.append('<rect class="strip" y="11" width="100%" height="3"/>')
     if "bundle" in classes:
         parts.append(_bars([0.3, 0.6, 0.8, 0.4, 0.95, 0.2]))
     return "".join(parts) + '<rect class="edge" width="100%" height="100%"/>'

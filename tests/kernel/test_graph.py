@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from nestrt.host.marks import escape
-from nestrt.host.picture import Painter
+from nestrt.host.picture import Box, Painter, Part
+from nestrt.host.picture_html import html
+from nestrt.host.picture_place import place as place_boxes
 from nestrt.host.picture_style import DARK, LIGHT
 from nestrt.host.picture_svg import WIDTH
 from nestrt.host.render import human
@@ -388,6 +390,46 @@ def test_nothing_is_run_and_nothing_is_fetched(chromium: Browser, page: str) -> 
         with pytest.raises(TimeoutError):
             server.accept()
     assert chromium.ask("window.run === undefined")
+
+
+def many(guests: int, groups: int) -> Box:
+    """As many guests as a large host has, with figures as long as theirs are: 4 times as much as there is was given."""
+
+    def box(kind: str, name: str, limit: int, used: int, below: list[Box]) -> Box:
+        memory = ("memory", f"{human(used)} of {human(limit)} ({100 * used // limit}%); limit {human(limit)}")
+        pids = ("pids", f"{used % 31} of {limit % 977} (9%); no limit of its own, nestrt binds")
+        told = (("level", "1"), ("state", "running"), memory, pids, ("path", f"/nestrt/{name}/guest/{kind}"))
+        return Box(kind, name, 1, Part(limit, limit, name, used), "running", "level 1 · running", False, told, below)
+
+    def guest(number: int) -> Box:
+        name = f"g{number:04}"
+        inside = [box("group", f"c{each}", 8 * MIB, number * 4099, []) for each in range(groups)]
+        return box("guest", name, 64 * MIB, number * 65003, inside)
+
+    return box("guest", "all", guests * 16 * MIB, guests * MIB, [guest(number) for number in range(guests)])
+
+
+@pytest.mark.slow_on_vm
+def test_a_thousand_guests_with_ten_groups_each(chromium: Browser, tmp_path: Path) -> None:
+    """| 60 more | 60 more | …, and the 60 behind a click."""
+    path = tmp_path / "many.html"
+    path.write_text("".join(html(place_boxes(many(1000, 10), "memory"), "all", "now", "auto", 0.01)))
+    assert path.stat().st_size < 4_000_000
+    chromium.settings(width=WIDTH + 40 + 320)
+    took = chromium.open(f"file://{path}")
+    assert took < 10 * SLOW
+    assert drawn(chromium) == 18
+    more = place(chromium, "60 more; first: g0060; last: g0119")
+    chromium.click(more["left"] + 8, more["top"] + 8)
+    assert trail(chromium) == ["all", "60 more"]
+    assert place(chromium, "g0060;")["width"] == pytest.approx(WIDTH / 60, abs=0.5)
+    last = place(chromium, "g0119;")
+    chromium.click(last["left"] + 4, last["top"] + 8)
+    assert trail(chromium) == ["all", "60 more", "g0119"]
+    assert place(chromium, "c9;")["width"] == pytest.approx(WIDTH / 10, abs=0.5)
+    chromium.press("Escape")
+    assert trail(chromium) == ["all", "60 more"]
+    assert chromium.troubles == []
 
 
 BOXES = """[...document.querySelectorAll("#chart > svg")].map((box) => [
