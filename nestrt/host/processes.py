@@ -1,6 +1,6 @@
 """The processes of guests: host pid, guest pid, user, command, and the group they are in.
 
-Sources: proc_pid_status(5) (NSpid, Uid), proc_pid_cmdline(5), proc_pid_stat(5),
+Sources: proc_pid_status(5) (NSpid, Uid, VmRSS), proc_pid_cmdline(5), proc_pid_stat(5),
 user_namespaces(7); Documentation/admin-guide/cgroup-v2.rst, cgroup.procs.
 A process may end at any moment: then it is left out.
 """
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 LONGEST_FILE = 1 << 22  # of cgroup.procs: half a million pids
-PAGE = os.sysconf("SC_PAGE_SIZE")
 SILENT = " (its command line cannot be read: its memory map is locked)"
 
 
@@ -126,7 +125,7 @@ def first_process(guest: Guest, found: list[Process]) -> int:
 
 def _status(pid: int) -> dict[str, str]:
     rows = (line.partition(":") for line in read_text(f"/proc/{pid}/status").split("\n"))
-    return {key: value.strip() for key, _, value in rows if key in ("Uid", "NSpid")}
+    return {key: value.strip() for key, _, value in rows if key in ("Uid", "NSpid", "VmRSS")}
 
 
 class _Users:
@@ -160,12 +159,14 @@ def _describe(pid: int, users: _Users) -> Process | None:
         pids = tuple(int(number) for number in status.get("NSpid", str(pid)).split())
         head, _, rest = read_text(f"/proc/{pid}/stat", 4096).rpartition(")")
         name, fields = head.partition("(")[2], rest.split()
-        parent, user, system, threads, start, pages = (int(fields[place]) for place in (1, 11, 12, 17, 19, 21))
+        parent, user, system, threads, start = (int(fields[place]) for place in (1, 11, 12, 17, 19))
+        # stat has it too, by counters that are not added up over all CPUs.
+        rss = int(status.get("VmRSS", "0").split()[0]) * 1024
     except (OSError, ValueError, KeyError, IndexError):
         return None
     found = Process(pid, pids, -1, uid, users.inside(pid, uid), start, f"[{name}]", "")
     found.name, found.state, found.parent = name, fields[0], parent
-    found.ticks, found.threads, found.rss = user + system, threads, pages * PAGE
+    found.ticks, found.threads, found.rss = user + system, threads, rss
     return found
 
 

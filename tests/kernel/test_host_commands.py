@@ -57,7 +57,7 @@ def test_a_command_line_that_is_never_told(nestrt: Nestrt, guest: str, tmp_path:
         try:
             for pid in (silent[0], other.pid, silent[1]):
                 enter(guest, pid)
-            for words in (("tree", TOP[1:], "-p"), ("show", TOP[1:])):
+            for words in (("tree", TOP[1:], "-p"), ("show", TOP[1:]), ("ps", TOP[1:])):
                 began = time.monotonic()
                 done = nestrt.run(*words, timeout=10).ok()
                 assert time.monotonic() - began < STALL + 8 * SLOW
