@@ -14,7 +14,7 @@ import os
 import stat
 import time
 
-from nestrt.broker.audit_read import LONGEST_LINE, file_name, stamp
+from nestrt.broker.audit_read import LONGEST_LINE, SUFFIX, file_name, stamp
 from nestrt.errors import HostError, KernelError
 
 FILE_BYTES = 1 << 20
@@ -142,7 +142,7 @@ class Lines:
     def prune(self, most: int) -> None:
         """Remove the files that have not been written for longest, so that there are *most* at the most."""
         found = []
-        for name in os.listdir(self._fd):
+        for name in filter(is_ours, os.listdir(self._fd)):
             try:
                 found.append((os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mtime, name))
             except FileNotFoundError:
@@ -158,6 +158,12 @@ class Lines:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file in the directory is called as one of ours."""
+    base, dot, number = name.rpartition(SUFFIX)
+    return bool(base and dot) and (not number or (number[0] == "." and number[1:].isdigit()))
 
 
 def _is_there(name: str, directory: int) -> bool:

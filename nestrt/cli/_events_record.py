@@ -6,12 +6,14 @@ by outermost guest, so that what one guest does pushes out no other's.
 
 from __future__ import annotations
 
+import os
+
 from nestrt.broker.audit_read import DIRECTORY as AUDIT
 from nestrt.broker.audit_read import Entry, Reader
 from nestrt.broker.audit_read import Follower as LineFollower
-from nestrt.broker.lines import Lines
+from nestrt.broker.lines import Lines, is_ours
 from nestrt.cli._formats import encode
-from nestrt.errors import NotFound
+from nestrt.errors import InputError, NotFound
 from nestrt.host.event import Event, Guests, from_row
 
 DIRECTORY = "/var/log/nestrt/events"
@@ -26,6 +28,11 @@ class Recorder:
     """Writes events down in *directory*. Raises HostError, KernelError where it cannot be made."""
 
     def __init__(self, directory: str) -> None:
+        if not directory.startswith("/"):
+            raise InputError("record events in", directory, "it is no absolute path", "write NAME before --record")
+        if os.path.isdir(directory) and not all(map(is_ours, os.listdir(directory))):
+            reason = "other files are in it, and only root would be let in"
+            raise InputError("record events in", directory, reason, "name a directory that is not there yet")
         self._lines = Lines(directory, "events", "--record DIR")
         self._count = 0
         self._lines.prune(MOST_FILES)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 RECORDS = 1000  # of the log, read at once
 MOST_CREDITS = 4096  # groups
 MOST_EVENTFDS = 4096  # a v1 memory group takes one
+MOST_INSIDE = 256  # of one guest
 SPARE = 256  # descriptors, for all else
 SAME = 0.05  # s; what one cause makes v1 tell several groups comes this close together
 INITIAL_NAMESPACE = 0xEFFFFFFB  # include/linux/proc_ns.h, PROC_CGROUP_INIT_INO
@@ -108,6 +109,8 @@ class OomEvents:
         self.files = files
         self.starved: dict[tuple[str, int], tuple[float, int, str]] = {}
         self._places: dict[int, Place] = {}
+        self._counts: dict[str, int] = {}  # by outermost guest
+        self._tops: dict[int, str] = {}
         self._meant: dict[str, float] = {}
         self._most = min(MOST_EVENTFDS, max(os.sysconf("SC_OPEN_MAX") - SPARE, 16))
 
@@ -116,7 +119,8 @@ class OomEvents:
         source = place.files.get(OOM_CONTROL)
         if source is None or EVENTFD not in source.how or place.event >= 0 or "oom" not in self.tree.kinds:
             return
-        if len(self._places) >= self._most:
+        top = self.tree.guests.top(place.path)
+        if len(self._places) >= self._most or self._counts.get(top, 0) >= MOST_INSIDE:
             return
         try:
             event = oom.listen(place.hierarchy.path(place.path))
@@ -126,12 +130,18 @@ class OomEvents:
             return
         place.event = event
         self._places[event] = place
+        self._tops[event] = top
+        self._counts[top] = self._counts.get(top, 0) + 1
         self.epoll.register(event, select.EPOLLIN)
 
     def leave(self, place: Place) -> None:
         """The group has gone. The kernel says so by its eventfd too."""
         if place.event >= 0:
             del self._places[place.event]
+            top = self._tops.pop(place.event)
+            self._counts[top] -= 1
+            if not self._counts[top]:
+                del self._counts[top]
             self.epoll.unregister(place.event)
             os.close(place.event)
             place.event = -1

@@ -14,9 +14,10 @@ LIMIT_OF_WATCHES = "/proc/sys/fs/inotify/max_user_watches"
 
 
 class Place:
-    """One directory. *said* is what its files said last; *held* until when (monotonic s) a file is left alone."""
+    """One directory, of the outermost guest *top*. *said* is what its files said last; *held* until when (monotonic s)
+    a file is left alone."""
 
-    __slots__ = ("event", "files", "frozen", "held", "hierarchy", "inode", "path", "said", "watches")
+    __slots__ = ("event", "files", "frozen", "held", "hierarchy", "inode", "path", "said", "top", "watches")
 
     def __init__(self, hierarchy: Hierarchy, path: str, inode: int) -> None:
         self.hierarchy = hierarchy
@@ -28,6 +29,7 @@ class Place:
         self.held: dict[str, float] = {}
         self.event = -1
         self.frozen = False
+        self.top = ""
 
     def file(self, name: str) -> str:
         """The absolute path of one of its files."""

@@ -16,6 +16,7 @@ from nestrt.host.processes import read_text
 
 # The kernel keeps a thread for each group with triggers (kernel/sched/psi.c, psimon).
 MOST_GUESTS = 256
+MOST_INSIDE = 8  # guests inside one guest, which may make as many as it likes
 AGAIN = 10.0  # s
 
 
@@ -37,7 +38,6 @@ class Pressure:
         self.tree = tree
         self.epoll = epoll
         self.triggers = triggers if "pressure" in tree.kinds else ()
-        self.full = False
         self._open: dict[int, _Open] = {}
         self._guests: dict[str, list[int]] = {}
 
@@ -45,8 +45,9 @@ class Pressure:
         """Have the kernel watch the pressure on *guest*."""
         if not self.triggers or not self.tree.wanted(guest):
             return
-        if len(self._guests) >= MOST_GUESTS:
-            self.full = True
+        top = self.tree.guests.top(guest.path)
+        inside = sum(path.startswith(top + "/") for path in self._guests) if top != guest.path else 0
+        if len(self._guests) >= MOST_GUESTS or inside >= MOST_INSIDE:
             return
         found = self._guests.setdefault(guest.path, [])
         for hierarchy in self.tree.hierarchies:

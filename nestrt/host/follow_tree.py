@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nestrt.host.marks import Mark
 
 MOST_GROUPS = 2000  # of one guest with all its guests
+SHARE = 8  # one guest takes an eighth of the watches at the most
 LONGEST = 3700  # bytes of a directory's path to which a file's name can be added (PATH_MAX)
 DIRECTORY = ""  # the key of the directory itself, among its files
 STATES = frozenset(("populated", "empty"))
@@ -81,7 +82,8 @@ class Tree:
         # While all is gone through: what has been met, and whether as a group of a guest.
         self.visited: set[tuple[str, str, bool]] | None = None
         self.full = False
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, int] = {}  # groups, by outermost guest
+        self._taken: dict[str, int] = {}  # watches
         self._crowded: set[str] = set()
         self._work: list[tuple[Hierarchy, str]] = []
         self._fresh: list[Known] = []
@@ -162,16 +164,19 @@ class Tree:
         if group is None:
             top = self.guests.top(path)
             if self._counts.get(top, 0) >= MOST_GROUPS:
-                if top not in self._crowded:
-                    self._crowded.add(top)
-                    detail = f"it has more than {MOST_GROUPS} groups: what happens in others is not seen"
-                    self.report("lost", top, now, detail=detail)
+                self._crowd(top, f"it has more than {MOST_GROUPS} groups: what happens in others is not seen", now)
                 return False
             self._counts[top] = self._counts.get(top, 0) + 1
             group = self.groups[path] = Group(top)
             self.report("created", path, now)
         group.hierarchies.add(hierarchy.name)
         return True
+
+    def _crowd(self, top: str, detail: str, now: float) -> None:
+        """Say once that a guest has more than is watched."""
+        if top not in self._crowded:
+            self._crowded.add(top)
+            self.report("lost", top, now, detail=detail)
 
     def _watch(self, hierarchy: Hierarchy, path: str, guest: Known | None, now: float) -> list[str]:
         """Watch one directory and its files, and look at its mark. The names of its child groups."""
@@ -193,6 +198,7 @@ class Tree:
                 place = None
             if place is None:
                 place = self.places[key] = Place(hierarchy, path, status.st_ino)
+                place.top = self.guests.top(path)
             if self.visited is not None:
                 self.visited.add((*key, guest is not None))
             if not self._add(place, DIRECTORY, directory, MASK, guest, now) and self.visited is None:
@@ -327,6 +333,10 @@ class Tree:
         # A quarter is kept for limit groups and guest roots.
         inner = guest is not None and place.path not in (guest.path, guest.root)
         room = self.most * 3 // 4 if inner else self.most
+        taken = self._taken.get(place.top, 0)
+        if inner and taken >= self.most // SHARE:
+            self._crowd(place.top, f"{taken} of its files and directories are watched, and no more will be", now)
+            return False
         if len(self.keys) < room:
             try:
                 number = inotify.add(self.inotify, path, mask)
@@ -338,6 +348,7 @@ class Tree:
             else:
                 self.keys[number] = (place, file)
                 place.watches[file] = number
+                self._taken[place.top] = taken + 1
                 return True
         if not self.full:
             self.full = True
@@ -350,6 +361,7 @@ class Tree:
         """Remove one watch, until the next cover()."""
         place, file = self.keys.pop(number)
         place.watches.pop(file, None)
+        self._give_back(place, 1)
         if file:
             place.files.pop(file, None)
         inotify.remove(self.inotify, number)
@@ -358,7 +370,14 @@ class Tree:
         for number in place.watches.values():
             self.keys.pop(number, None)
             inotify.remove(self.inotify, number)
+        self._give_back(place, len(place.watches))
         self.leaves(place)
+
+    def _give_back(self, place: Place, count: int) -> None:
+        left = self._taken.get(place.top, 0) - count
+        self._taken[place.top] = left
+        if left <= 0:
+            del self._taken[place.top]
 
     def below(self, top: str) -> Iterable[Place]:
         """The places at and below *top*."""

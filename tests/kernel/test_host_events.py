@@ -282,6 +282,13 @@ def test_readers_and_names(nestrt: Nestrt, busybox: Path, guest_name: str, tmp_p
     ):
         result = nestrt.run("events", *bad)
         assert (result.rc, result.out, len(result.err.splitlines())) == (2, "", 1), result
+    strange = tmp_path / "strange"
+    strange.mkdir(mode=0o755)
+    (strange / "mine.txt").touch()
+    for bad in ("web", str(strange)):
+        result = nestrt.run("events", "-f", "--record", bad)
+        assert (result.rc, result.out, len(result.err.splitlines())) == (2, "", 1), result
+    assert strange.stat().st_mode & 0o777 == 0o755
     late = nestrt.run("events", "-f", "--until", "1s")
     assert (late.rc, late.out) == (0, "")
     with contextlib.suppress(subprocess.TimeoutExpired):
