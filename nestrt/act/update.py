@@ -304,6 +304,21 @@ def former(before: str, written: str) -> str:
     return first[-1] if len(lines) > 1 and len(first) == 2 else lines[0]
 
 
+def known(container: Container) -> tuple[object, tuple[str, ...]]:
+    """What the container has by its state file, else by its document; and the paths of its linux.devices.
+
+    Raises StateError for a document that is no longer there.
+    """
+    try:
+        config = jsontext.loads(container.config())
+    except ValueError:
+        config = {}
+    linux = config.get("linux") if isinstance(config, dict) else {}
+    linux = linux if isinstance(linux, dict) else {}
+    nodes = tuple(str(item.get("path")) for item in linux.get("devices") or () if isinstance(item, dict))
+    return container.document.get("resources") or linux.get("resources") or {}, nodes
+
+
 def remark(container: Container, hierarchies: tuple[Hierarchy, ...], limits: dict[str, object]) -> None:
     """Put *limits* into the marks on the limit group and the stamp on the guest root, so that both say the truth."""
     root = f"{container.cgroup}/{container.text('root') or ROOT}"

@@ -13,6 +13,7 @@ import trio
 from nestrt.act import update
 from nestrt.act.containers import Container
 from nestrt.broker import devices
+from nestrt.broker.own_state import follow
 from nestrt.broker.refusal import Refusal
 from nestrt.broker.served import Served
 from nestrt.guest import client
@@ -64,6 +65,7 @@ def change(guest: Served, new: Limits, rules: Rules | None, note: Note) -> Limit
     subject = Container("", guest.name, values)
     update.change(subject, guest.hierarchies, resources_of(replace(had, swap=None)), resources_of(plain), limits, then)
     guest.learn()
+    follow(guest, resources_of(plain), rules)
     return had
 
 

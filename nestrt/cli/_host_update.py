@@ -198,7 +198,7 @@ def _own(target: Target, container: Container, new: Limits, allow: list[str], de
         if allow or deny:
             from nestrt import jsontext
 
-            had = load_resources(jsontext.dumps(verb.known(container)[0]), target.what).devices
+            had = load_resources(jsontext.dumps(update.known(container)[0]), target.what).devices
             more = [
                 Ordered(yes, r.type, r.major, r.minor, r.access)
                 for yes, texts in ((True, allow), (False, deny))

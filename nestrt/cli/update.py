@@ -7,7 +7,7 @@ import sys
 
 from nestrt import jsontext
 from nestrt.act import containers
-from nestrt.act.update import Update, remark
+from nestrt.act.update import Update, known, remark
 from nestrt.cli.engine import lower, one_id, warn, words
 from nestrt.cli.options import Option
 from nestrt.controllers.table import ignored, missing
@@ -155,21 +155,6 @@ def apply(container: Container, new: Resources, then: Callable[[Resources], obje
     if rules is not None:
         limits["devices"] = device_lines(rules)
     remark(container, hierarchies, limits)
-
-
-def known(container: Container) -> tuple[object, tuple[str, ...]]:
-    """What the container has by its state file, else by its document; and the paths of its linux.devices.
-
-    Raises StateError for a document that is no longer there.
-    """
-    try:
-        config = jsontext.loads(container.config())
-    except ValueError:
-        config = {}
-    linux = config.get("linux") if isinstance(config, dict) else {}
-    linux = linux if isinstance(linux, dict) else {}
-    nodes = tuple(str(item.get("path")) for item in linux.get("devices") or () if isinstance(item, dict))
-    return container.document.get("resources") or linux.get("resources") or {}, nodes
 
 
 def device_rules(new: Resources, nodes: tuple[str, ...]) -> tuple[DeviceRule, ...]:

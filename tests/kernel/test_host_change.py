@@ -184,6 +184,62 @@ def test_a_container_of_this_runtime(nestrt: Nestrt, bundle: Bundle) -> None:
     wait_for(lambda: not processes(group), "its end")
 
 
+@pytest.mark.slow_on_vm
+def test_a_container_that_a_broker_changes(nestrt: Nestrt, bundle: Bundle) -> None:
+    """Whether its root asks the broker or the command line: state file, device program and broker agree."""
+    with running() as broker:
+        bundle.virtual().annotate(level__broker="required").resources(memory={"limit": 64 * MIB}).up()
+        state = bundle.state_root / bundle.id / "state.json"
+        asked = {"memory.max": "96M", "cpu.max": "0.5"}
+        broker.call("SetLimits", guest=bundle.id, settings=asked, devices=["default", FUSE])
+        known = json.loads(state.read_text())["resources"]
+        assert known["memory"]["limit"] == 96 * MIB
+        assert known["devices"][-1]["minor"] == 229
+        broker.call("SetLimits", guest=bundle.id, settings={"cpu.max": "max"})
+        assert read("cpu", bundle.cgroup, *QUOTA[1:]).split()[0] in ("-1", "max")
+        file = bundle.path / "resources.json"
+        file.write_text(json.dumps({"devices": [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c",
+                                                 "major": 1, "minor": 3, "access": "rw"}]}))  # fmt: skip
+        bundle.verb("update", "--resources", str(file), bundle.id).ok()
+        assert "c 10:229 rwm" not in mark(bundle.cgroup)["limits"]["devices"]
+        assert mark(bundle.cgroup)["limits"]["memory"] == 96 * MIB
+        nestrt.run("update", bundle.id, "-m", "80M", "--device", FUSE).ok()
+        assert json.loads(state.read_text())["resources"]["memory"]["limit"] == 80 * MIB
+        assert [e["new"] for e in broker.entries(bundle.id) if e["key"] == "memory.max"][-1] == 80 * MIB
+        bundle.kill().ok()
+
+
+# A guest whose runtime has named the guest root: systemd-nspawn's is called "payload".
+def test_a_guest_root_of_another_name(nestrt: Nestrt) -> None:
+    name = f"nestrt-named-{os.getpid()}"
+    first = min(read_hierarchies(), key=lambda h: (h.version != 2, h.name != "systemd", h.name))
+    try:
+        for hierarchy in hierarchies():
+            for group in (f"/{name}", f"/{name}/payload"):
+                place = hierarchy.group(group)
+                place.mkdir()
+                if hierarchy.version == 2:
+                    for controller in hierarchy.controllers if group == f"/{name}" else ():
+                        (place / "cgroup.subtree_control").write_text(f"+{controller}")
+                for file in ("cpuset.cpus", "cpuset.mems"):
+                    if hierarchy.version == 1 and (place / file).exists():
+                        (place / file).write_text((place.parent / file).read_text())
+            text: dict[str, object] = {"v": 1, "name": name, "id": "x", "root": "payload"}
+            if hierarchy.mountpoint == Path(first.mountpoint):
+                text = {**text, "level": 1, "state": "running", "limits": {"memory": 64 * MIB}}
+            os.setxattr(hierarchy.group(f"/{name}"), "trusted.nestrt", json.dumps(text).encode())
+        nestrt.run("update", name, "-m", "96M", "--pids", "40", "--cpus", "0").ok()
+        for group in (f"/{name}", f"/{name}/payload"):
+            assert (read("memory", group, *MEMORY[1:]), read("pids", group, *PIDS[1:])) == (str(96 * MIB), "40")
+            assert read("cpuset", group, *CPUS[1:]) == "0"
+        assert mark(f"/{name}")["limits"]["memory"] == 96 * MIB
+    finally:
+        for hierarchy in hierarchies():
+            for group in (f"/{name}/payload", f"/{name}"):
+                if hierarchy.group(group).is_dir():
+                    hierarchy.group(group).rmdir()
+
+
 # freeze, thaw
 
 
