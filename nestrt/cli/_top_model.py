@@ -5,7 +5,7 @@ Nothing here changes anything but what is looked at.
 
 from __future__ import annotations
 
-from nestrt.host.sample import Sampler, Usage, by_level
+from nestrt.host.sample import Sampler, Usage
 from nestrt.host.sample_rows import Choice, arrange
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ HELP = """\
  v        tree: those inside another stand below it
  g        a row for each guest, level, or group
  + -      deeper, less deep
- /        show names and paths with a text in them; Escape ends it
+ /        show names and paths with a text in them; ^U empties it, Escape ends it
  space    stop, go on
  < >      refresh more often, less often
  Up Down PageUp PageDown Home End (or k j)   choose a row
@@ -82,11 +82,7 @@ class Model:
 
     def refresh(self) -> None:
         """Arrange what the sampler has: after a sample, and after a key that changes the choice."""
-        if self.choice.by == "level":
-            usages = by_level(self.sampler.usages)
-        else:
-            usages = self.sampler.usages
-        self.rows = arrange(usages, self.choice, self.level)
+        self.rows = arrange(self.sampler.usages, self.choice, self.level)
         # The chosen guest stays chosen wherever it goes; if it has gone, the row in its place is.
         names = [_key(usage) for usage, _ in self.rows]
         if self._chosen in names:
@@ -157,6 +153,7 @@ class Model:
     def cycle(self) -> None:
         """The next kind of rows; groups have to be found first."""
         self.choice.by = BY[(BY.index(self.choice.by) + 1) % len(BY)]
+        self.choice.depth = None
         self.new_groups = self.choice.by == "group"
         self.refresh()
 

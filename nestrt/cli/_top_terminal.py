@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 FIRST = 0.5  # s to the second sample, which makes the first rates
+START = 0.02  # s: the screen is drawn before there is anything on it
 SLICE = 0.1  # s that a key may have to wait
 FINDING, LIMITS = 0.03, 0.02  # of the time, for looking for guests and for reading limits again
 BUSIEST = 0.25  # of one CPU: with too many rows, samples are rarer
@@ -68,7 +69,7 @@ class _Terminal:
         fd = sys.stdin.fileno()
         before = termios.tcgetattr(fd)
         handlers = {number: signal.signal(number, self.note) for number in ENDS}
-        self.alarm = self.loop.set_alarm_in(0, self.sample)
+        self.alarm = self.loop.set_alarm_in(START, self.sample)
         gone = False
         try:
             self.loop.run()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 STEPS = 16  # directories between two looks at the clock
 # A pass that took 1 ms, or a view that did, is made anew after so many.
-QUICK, INSIDE, OTHERS, VIEW = 20.0, 40.0, 200.0, 20.0
+QUICK, INSIDE, OTHERS, VIEW, FIRST_VIEWS = 20.0, 40.0, 200.0, 20.0, 4.0
 
 
 class _Turns:
@@ -71,12 +71,20 @@ class _Turns:
 
 
 class Finder:
-    """The guests in *hierarchies*, and with *groups* all their groups, in ``view``; which begins empty."""
+    """The guests in *hierarchies*, and with *groups* all their groups, in ``view``; which begins empty.
 
-    def __init__(self, hierarchies: tuple[Hierarchy, ...], groups: bool = False) -> None:
+    With *below*, only what is at and below these paths, and the guests around them.
+    """
+
+    def __init__(self, hierarchies: tuple[Hierarchy, ...], groups: bool = False, below: tuple[str, ...] = ()) -> None:
         self.view: View = empty_view(hierarchies)
         self._hierarchies = hierarchies
         self._groups = groups
+        self._below = below
+        # Groups on the way there, which are looked at, but not into.
+        self._way = frozenset(
+            path[:end] for path in below for end, letter in enumerate(path) if letter == "/" and end
+        ) - frozenset(below)
         self._first = primary(hierarchies)
         self._places: dict[str, _Place] = {}
         self._quick = _Turns(lambda: self._pass(self._first, inside=False), QUICK)
@@ -105,13 +113,13 @@ class Finder:
         if self._inside.rounds:
             self._others.go(seconds - (time.monotonic() - start))
         now = time.monotonic()
-        if not self._changed or (complete and now < self._next):
+        if not self._changed or (now < self._next and self.complete == complete):
             return False
         view = empty_view(self._hierarchies)
         _sort_in(view, self._places)
         self.view = view
         self._changed = False
-        self._next = now + VIEW * (time.monotonic() - now)
+        self._next = now + (VIEW if complete else FIRST_VIEWS) * (time.monotonic() - now)
         return True
 
     def gone(self, paths: Iterable[str]) -> None:
@@ -135,6 +143,8 @@ class Finder:
     def _pass(self, hierarchy: Hierarchy, inside: bool) -> Iterator[None]:
         """One pass over a hierarchy: the first one whole, another below the guests; a step for each directory."""
         tops = [""] if hierarchy is self._first else self._tops()
+        if self._below:
+            tops = sorted({*self._way, *self._below})
         seen: set[str] = set()
         stack = [(top, False) for top in reversed(tops)]
         while stack:
@@ -159,9 +169,9 @@ class Finder:
                 seen.add(path)
                 self._found(path, hierarchy, mark, owner)
             within = within or mark is not None
-            if (inside or mark is None) and path.count("/") < DEEPEST:
+            if (inside or mark is None) and path.count("/") < DEEPEST and path not in self._way:
                 stack += [(f"{path}/{name}", within) for name in children]
-        self._missing(hierarchy, seen, tops, inside)
+        self._missing(hierarchy, seen, inside)
 
     def _is_root(self, path: str) -> bool:
         above, _, name = path.rpartition("/")
@@ -216,7 +226,7 @@ class Finder:
         if not names:
             del self._places[path]
 
-    def _missing(self, hierarchy: Hierarchy, seen: set[str], tops: list[str], inside: bool) -> None:
+    def _missing(self, hierarchy: Hierarchy, seen: set[str], inside: bool) -> None:
         """What should have been *seen* and was not."""
         outermost = None if inside else set(self._tops())
         for path, place in list(self._places.items()):

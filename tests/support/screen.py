@@ -32,6 +32,7 @@ KEYS = {
     "esc": "\x1b",
     "backspace": "\x7f",
     "ctrl l": "\x0c",
+    "ctrl u": "\x15",
     "ctrl z": "\x1a",
     "ctrl c": "\x03",
 }
@@ -108,10 +109,13 @@ class Terminal:
     def wait(self, *texts: str, absent: Sequence[str] = (), timeout: float = 15.0) -> str:
         """The screen once all of *texts* are on it, and none of *absent*. AssertionError after *timeout* s."""
         end = time.monotonic() + timeout * SLOW
+        drawn = False
         while True:
             found = self.text()
-            if all(text in found for text in texts) and not any(text in found for text in absent):
+            right = all(text in found for text in texts) and not any(text in found for text in absent)
+            if right and drawn:
                 return found
+            drawn = right  # the rest of a picture may still be on its way
             assert time.monotonic() < end, f"waited for {texts} without {absent}:\n{found}\n{self.raw[-2000:]!r}"
             self.read(0.05)
 
