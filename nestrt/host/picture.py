@@ -19,7 +19,7 @@ from nestrt.host.marks import escape
 from nestrt.host.processes import read_text
 from nestrt.host.render import human, moment, word
 from nestrt.host.sight import Sight, count_groups
-from nestrt.host.walk import Group, Guest
+from nestrt.host.walk import LONGEST_PATH, Group, Guest
 from nestrt.level.units import MAX, PERIOD, format_quota
 from nestrt.record import record
 
@@ -169,7 +169,7 @@ class Painter:
         parts = {resource: self._part(resource, everywhere) for resource in RESOURCES}
         count = sum(1 for _ in view.everyone())
         figures = (("level", str(view.level)), ("guests", str(count)), *self._figures(parts, "/"))
-        below = [self.guest(guest) for guest in view.guests]
+        below = [self.guest(guest) for guest in view.guests if self._is_there(guest)]
         note = f"level {view.level} · {count} guest{'' if count == 1 else 's'}"
         return Box("level", escape(view.name), view.level, parts[self.by], "", note, False, figures, below)
 
@@ -221,6 +221,8 @@ class Painter:
             while len(around) > 1 and not entry.path.startswith(around[-1][0] + "/"):
                 around.pop()
             outer = around[-1][1]
+            if not self._is_there(entry):
+                continue
             if isinstance(entry, Guest):
                 outer.below.append(self.guest(entry))
             elif entry.path == guest.root:
@@ -236,6 +238,11 @@ class Painter:
         owner = escape(guest.name)
         figures = (("guest", owner), *self._figures(parts, group.path), ("path", escape(group.path)))
         return Box("group", name, guest.level, parts[self.by], "", "", False, figures, [])
+
+    def _is_there(self, group: Group | Guest) -> bool:
+        """Whether it has not gone since the walk: nothing would be known of it."""
+        places = [h.path(group.path) for h in self.sight.view.hierarchies if h.name in group.hierarchies]
+        return any(os.path.isdir(place) or len(place) > LONGEST_PATH for place in places)
 
     def _limit(self, key: str, group: Group | Guest) -> Limit | None:
         reader = self.sight.reader

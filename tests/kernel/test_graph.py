@@ -65,13 +65,13 @@ class Scene:
             if hierarchy.version == 2:
                 self._enable(hierarchy, hierarchy.mountpoint)
         for path in ("", "/outer", "/outer/guest", "/outer/guest/nestrt", "/outer/guest/nestrt/inner"):
-            self._group(path)
-        self._group("/outer/guest/nestrt/inner/guest")
-        self._group("/outer/guest/half", leaf=True)
+            self.group(path)
+        self.group("/outer/guest/nestrt/inner/guest")
+        self.group("/outer/guest/half", leaf=True)
         for name in HOSTILE:
-            self._group(f"/outer/guest/{name}", leaf=True)
+            self.group(f"/outer/guest/{name}", leaf=True)
         for name in "abc":
-            self._group(f"/outer/guest/nestrt/inner/guest/{name}", leaf=True)
+            self.group(f"/outer/guest/nestrt/inner/guest/{name}", leaf=True)
             self._limit(f"/outer/guest/nestrt/inner/guest/{name}", 48)
         for path, size in (("", 512), ("/guest", 512), ("/guest/half", 256), ("/guest/nestrt/inner", 64)):
             self._limit(f"/outer{path}", size)
@@ -85,7 +85,7 @@ class Scene:
             if controller in hierarchy.controllers:
                 (directory / "cgroup.subtree_control").write_text(f"+{controller}")
 
-    def _group(self, path: str, leaf: bool = False) -> None:
+    def group(self, path: str, leaf: bool = False) -> None:
         for hierarchy in hostside.hierarchies():
             directory = hierarchy.group(TOP + path)
             directory.mkdir()
@@ -253,6 +253,16 @@ def test_inside_a_guest_the_whole_is_what_the_guest_has(scene: Scene) -> None:
     assert box.part.used >= HELD
     (inner,) = box.below
     assert (inner.name, inner.level, inner.part.given) == ("inner", 2, 64 * MIB)
+
+
+def test_what_has_gone_since_the_walk_is_left_out(scene: Scene) -> None:
+    scene.group("/outer/guest/gone", leaf=True)
+    view = walk(read_hierarchies())
+    for directory in hostside.groups(f"{TOP}/outer/guest/gone"):
+        directory.rmdir()
+    names = {box.name for box in Painter(Sight(view), "memory").nest().everyone()}
+    assert "half" in names
+    assert "gone" not in names
 
 
 @pytest.fixture(scope="module")
