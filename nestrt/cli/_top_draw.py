@@ -65,7 +65,7 @@ def _head(model: Model, width: int, cpus: int, total: int | None) -> list[Line]:
     states = [usage.state for usage in guests]
     kinds = ", ".join(f"{states.count(state)} {state}" for state in ("running", "paused", "stopped") if state in states)
     who = one_column(model.sampler.finder.view.name)
-    left = f"{time.strftime('%H:%M:%S')}  {who}, level {model.level}: "
+    left = f"{time.strftime('%H:%M:%S', time.localtime(model.taken))}  {who}, level {model.level}: "
     left += f"{len(guests)} guest{'' if len(guests) == 1 else 's'}" + (f" ({kinds})" if kinds else "")
     right = "paused" if model.paused else f"every {model.delay:g} s"
     if model.actual > 1.5 * model.delay and not model.paused:

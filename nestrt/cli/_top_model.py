@@ -5,6 +5,8 @@ Nothing here changes anything but what is looked at.
 
 from __future__ import annotations
 
+import time
+
 from nestrt.host.sample import Sampler, Usage
 from nestrt.host.sample_rows import Choice, arrange
 
@@ -56,6 +58,7 @@ class Model:
         self.choice = choice
         self.delay = delay
         self.actual = delay
+        self.taken = time.time()
         self.paused = False
         self.help = False
         self.details = False

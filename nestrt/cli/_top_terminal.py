@@ -128,13 +128,14 @@ class _Terminal:
             self.sampler.show_groups(model.new_groups)
             model.new_groups = None
             self._again(0)
+        elif self.alarm is None and not model.paused:
+            self._again(0)
 
     def sample(self, loop: Any, data: Any) -> None:
         """Begin a pass."""
         self.alarm = None
         self.started, self.used = time.monotonic(), time.process_time()
         if self.model.paused:
-            self._again(self.model.delay)
             return
         delay = self.model.delay
         self.sampler.find(FINDING * delay if self.sampler.finder.complete else max(SLICE, FINDING * delay))
@@ -148,6 +149,7 @@ class _Terminal:
             self.alarm = self.loop.set_alarm_in(0.0, self.go_on)
             return
         model = self.model
+        model.taken = time.time()
         model.refresh()
         self.picture.changed()
         self.passes += 1
