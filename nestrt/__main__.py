@@ -168,12 +168,15 @@ def _form(verb: str, root: str, words: list[str]) -> str:
         return "host" if verb in ("ps", "events") else "runtime"
     module = __import__(f"nestrt.cli.{verb}", fromlist=["OPTIONS"])
     try:
-        _, _, operands = parse_go(module.OPTIONS, words, verb, permute=verb not in ("ps", "exec"))
+        single, repeated, operands = parse_go(module.OPTIONS, words, verb, permute=verb not in ("ps", "exec"))
     except NestrtError:
         return "host"
     if not operands:
         return "host" if verb in ("ps", "events") else "runtime"
-    return "runtime" if "/" not in operands[0] and isdir(f"{root}/{operands[0]}") else "either"
+    if "/" not in operands[0] and isdir(f"{root}/{operands[0]}"):
+        return "runtime"
+    wider = {option.name for option in getattr(__import__(f"nestrt.cli._host_{verb}", fromlist=["x"]), "OPTIONS", ())}
+    return "runtime" if wider and (single.keys() | repeated.keys()) - wider else "either"
 
 
 def _run(command: str, argv: list[str], name: str = "") -> int:

@@ -8,7 +8,7 @@ from nestrt.errors import InputError, NestrtError, NotFound, StateError
 from nestrt.level.devices import format_rule
 from nestrt.level.limits import format_io
 from nestrt.level.units import MAX, format_cpus, format_quota, format_size
-from nestrt.plan.broker import HOST_SOCKET
+from nestrt.plan.broker import GUEST_SOCKET, HOST_SOCKET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "pids": ("pids.max", _count),
     "io": ("io.max", lambda limits: "\n".join(format_io(limit) for limit in limits)),
 }
+METHOD = "io.nestrt.Guest.Devices"
 ERRORS: dict[str, type[NestrtError]] = {"BadValue": InputError, "NotFound": NotFound, "Busy": StateError}
 
 
@@ -67,11 +68,30 @@ def set_limits(limit_group: str, new: Limits, rules: tuple[DeviceRule, ...] | No
         if (value := getattr(new, field)) not in (None, ())
     }
     devices = None if rules is None else [format_rule(rule) for rule in rules]
+    _ask("io.nestrt.Host.SetLimits", {"guest": names[0], "settings": settings, "devices": devices}, HOST_SOCKET)
+    return True
+
+
+def set_devices_above(limit_group: str, rules: tuple[DeviceRule, ...]) -> bool:
+    """For a level that may set no device rules itself: have the broker of the level above do it; False for any other.
+
+    Raises NestrtError where there is none, or it does not do it; then nothing has changed.
+    """
+    from nestrt.broker import above
+
+    if not above.needed():
+        return False
+    _ask(METHOD, {"group": limit_group, "only": [format_rule(rule) for rule in rules]}, GUEST_SOCKET)
+    return True
+
+
+def _ask(method: str, parameters: dict[str, Any], socket: str) -> None:
+    from nestrt.broker import above
+    from nestrt.broker.refusal import Refusal
+
     try:
-        parameters = {"guest": names[0], "settings": settings, "devices": devices}
-        above.ask("io.nestrt.Host.SetLimits", parameters, HOST_SOCKET)
+        above.ask(method, parameters, socket)
     except Refusal as refusal:
         error = Answered("", "", refusal.message, refusal.remedy)
         error.status = ERRORS.get(refusal.name, NestrtError).status
         raise error from refusal
-    return True

@@ -139,7 +139,9 @@ def _directly(target: Target, new: Limits, rules: Rules | None) -> None:
 
     def then() -> None:
         if rules is not None:
-            before.append(own_rules.put_rules(target.owner, own_rules.chosen(target.hierarchies), rules))
+            before.append(_now(target))
+            if not _ask_broker.set_devices_above(target.guest.path, rules):
+                own_rules.put_rules(target.owner, own_rules.chosen(target.hierarchies), rules)
 
     old, subject = resources_of(replace(target.had, swap=None)), target.subject()
     lock = _locked(target)
