@@ -95,20 +95,20 @@ class Reader:
     def __init__(self) -> None:
         # By directory and key: the group's own value, and what works there.
         self._groups: dict[str, dict[str, tuple[Value | None, Bound | None]]] = {}
-        self._keys: dict[tuple[str, str], tuple[Key, ...]] = {}
+        self._keys: dict[tuple[str, str, bool], tuple[Key, ...]] = {}
         self._alike: dict[str, tuple[Key, ...]] = {}
 
     def keys(self, hierarchy: Hierarchy, path: str) -> tuple[Key, ...]:
         """The keys that the group *path* has; () if it is gone.
 
-        Groups with the same controllers have the same files, so one of them is listed for all. On
-        v1 that is any group but the root.
+        Groups with the same controllers have the same files, so one of them is listed for all; the root
+        has others.
         """
         directory = hierarchy.path(path)
         if directory not in self._alike:
             try:
                 enabled = read_text(directory + "/cgroup.controllers") if hierarchy.version == 2 else ""
-                alike = (hierarchy.name, enabled)
+                alike = (hierarchy.name, enabled, path == "/")
                 if alike not in self._keys:
                     self._keys[alike] = keys_of(hierarchy.controllers, hierarchy.version, os.listdir(directory))
             except OSError:

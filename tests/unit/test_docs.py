@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import re
 import shutil
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nestrt import errors
-from nestrt.__main__ import COMMANDS, VERBS, main
+from nestrt.__main__ import COMMANDS, VERBS, WIDER, main
 from nestrt.cli.version import SPEC, VERSION
 from nestrt.level.annotations import KNOWN, PROFILES
 from nestrt.level.bound import DEFAULT_BOUND
@@ -25,8 +27,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 README = (CHECKOUT / "README.md").read_text()
 MAN = CHECKOUT / "nestrt" / "man"
 PAGES = (
-    "nestrt.1", "nestrt-audit.1", "nestrt-broker.1", "nestrt-hook.1", "nestrt-launch.1", "nestrt-oci.1",
-    "nestrt-policy.5",
+    "nestrt.1", "nestrt-audit.1", "nestrt-broker.1", "nestrt-change.1", "nestrt-completion.1", "nestrt-events.1",
+    "nestrt-formats.5", "nestrt-graph.1", "nestrt-hook.1", "nestrt-host.1", "nestrt-launch.1", "nestrt-lock.1",
+    "nestrt-metrics.1", "nestrt-oci.1", "nestrt-policy.5", "nestrt-ps.1", "nestrt-top.1",
 )  # fmt: skip
 GUEST_COMMANDS = (
     "status", "get", "ls", "create", "set", "move", "rm", "mount",
@@ -37,18 +40,29 @@ SECTIONS = {
     **{verb: ("nestrt-oci.1", f"nestrt {verb}") for verb in VERBS},
     "launch": ("nestrt-launch.1", "OPTIONS"),
     "broker": ("nestrt-broker.1", "OPTIONS"),
-    "audit": ("nestrt-audit.1", "OPTIONS"),
+    **{name: (f"nestrt-{name}.1", "OPTIONS") for name in ("audit", "graph", "metrics", "top")},
     "--debug": ("nestrt-oci.1", "GLOBAL OPTIONS"),
-    **{name: ("nestrt.1", f"nestrt {name}") for name in ("gc", "ls", "tree", "show", "check")},
+    **{name: ("nestrt.1", f"nestrt {name}") for name in ("gc", "ls", "tree", "show", "why", "check")},
     **{name: ("nestrt-hook.1", f"nestrt {name}") for name in ("hook", "wrap")},
     **{f"hooks {name}": ("nestrt-hook.1", f"nestrt hooks {name}") for name in ("install", "uninstall", "status")},
     **{f"policy {name}": ("nestrt.1", f"nestrt policy {name}") for name in ("check", "explain")},
     **{f"guest {name}": ("nestrt.1", f"nestrt guest {name}") for name in GUEST_COMMANDS},
+    **{name: ("nestrt-change.1", f"nestrt {name}") for name in ("freeze", "thaw")},
+    **{f"host {name}": ("nestrt-host.1", name) for name in ("init", "status", "reset")},
+    "lock": ("nestrt-lock.1", "OPTIONS"),
+    "unlock": ("nestrt-lock.1", "SYNOPSIS"),
+    "completion": ("nestrt-completion.1", "SYNOPSIS"),
+    "schema": ("nestrt-formats.5", "SCHEMAS"),
+}
+# Verbs with a wider form have two pages: SECTIONS has the runtime's.
+WIDER_SECTIONS = {
+    **{verb: (f"nestrt-{verb}.1", "OPTIONS") for verb in ("ps", "events")},
+    **{verb: ("nestrt-change.1", f"nestrt {verb}") for verb in ("update", "kill", "exec")},
 }
 # "The options of create, and:"
 INCLUDED = {"run": "create"}
-# What every command has, said once.
-COMMON = {"-h", "--help"}
+# What every command has, said once, and what nestrt-formats(5) says.
+COMMON = {"-h", "--help", "--raw", "--no-headings"}
 FLAG = r"(?<![\w-])--?[a-z][a-z0-9-]*"
 # groff_man(7)
 MACROS = {"TH", "SH", "SS", "TP", "TQ", "PP", "B", "BR", "BI", "RB", "I", "IR", "RI", "nf", "fi", "RS", "RE", "br"}
@@ -100,13 +114,22 @@ def flags(text: str) -> set[str]:
 def test_every_flag_is_in_the_page_and_every_flag_of_the_page_is_there(
     capsys: pytest.CaptureFixture[str], words: str
 ) -> None:
-    expected = flags(helped(capsys, words))
+    # With a global option it is the runtime's form.
+    expected = flags(helped(capsys, f"--debug {words}" if words in WIDER else words))
     found = documented(*SECTIONS[words])
     if words in INCLUDED:
         found |= documented(*SECTIONS[INCLUDED[words]])
     if words == "--debug":
         found |= {"-v", "--version"} & documented("nestrt.1", "OPTIONS")
     assert found == expected
+
+
+@pytest.mark.parametrize("verb", list(WIDER_SECTIONS))
+def test_the_wider_form_of_a_verb_has_a_page(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    with contextlib.suppress(SystemExit):
+        importlib.import_module(f"nestrt.cli._host_{verb}").main(["--help"])
+    assert documented(*WIDER_SECTIONS[verb]) == flags(capsys.readouterr().out)
+    assert set(WIDER_SECTIONS) == set(WIDER)
 
 
 def test_every_command_has_a_section_and_every_section_a_command(capsys: pytest.CaptureFixture[str]) -> None:
