@@ -139,7 +139,9 @@ class Tree:
     def _meet(self, hierarchy: Hierarchy, path: str, now: float) -> None:
         done = len(self._work) - 1
         guest = self.guests.of(path)
-        if guest is None and hierarchy is not self.primary:
+        # Limit groups are looked for in every hierarchy, and are not in all.
+        limit = guest is not None and path == guest.path
+        if (guest is None and hierarchy is not self.primary) or (limit and not os.path.isdir(hierarchy.path(path))):
             del self._work[done]
             return
         below: list[str] = []
@@ -151,7 +153,7 @@ class Tree:
             pass
         elif guest is None or self._admit(hierarchy, path, guest, now):
             below = self._watch(hierarchy, path, guest, now)
-        if self.visited is not None and guest is not None and path == guest.path and hierarchy is self.primary:
+        if self.visited is not None and limit and hierarchy is self.primary:
             self._around(path, now)
             self._work += [(h, path) for h in self.hierarchies if h is not hierarchy]
         del self._work[done]
@@ -271,6 +273,7 @@ class Tree:
         if group is None:
             if name == self.primary.name:
                 self.guests.remove(path)  # one that nobody wants
+                self._nothing_below(path, now)
             return
         group.hierarchies.discard(name)
         if group.hierarchies:
@@ -287,6 +290,18 @@ class Tree:
         self.ended(guest)
         self.guests.remove(path)
         self._crowded.discard(path)
+
+    def _nothing_below(self, path: str, now: float) -> None:
+        """A group outside guests has gone, which may have been watched in other hierarchies for guests in it. Whether
+        it goes there too nobody will tell."""
+        around = [h.name for h in self.hierarchies if (h.name, path) in self.places]
+        if around:
+            below = path + "/"
+            for one in sorted((p for p in self.groups if p.startswith(below)), key=len, reverse=True):
+                for name in list(self.groups[one].hierarchies):
+                    self.gone(name, one, now)
+            for name in around:
+                self._let_go(self.places.pop((name, path)))
 
     def renamed(self, name: str, path: str, now: float) -> None:
         """v1: all below the directory has another path from now on."""

@@ -20,15 +20,20 @@ import shlex
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nestrt.host.event import USUAL
+from nestrt.host.follow import Follower
+from nestrt.probe.facts import read_hierarchies
 from support.guests import directory, inside, nested
 from support.hostside import group_file, guest_root, limit_group, v2_hierarchy
 from support.need import SLOW, require
+from support.nest import nest
 from support.rootfs import PythonRoot
 from support.runner import Nestrt, wait_for
 
@@ -219,6 +224,37 @@ def test_each_thing_is_seen_once(
 
 def history(nestrt: Nestrt, *options: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in nestrt.run("events", "--format", "json", *options).ok().out.splitlines()]
+
+
+# A nest of guests is made, looked over again, and removed: all of it is told once, and nothing is kept of it.
+def test_nothing_is_kept_of_what_has_gone() -> None:
+    parent = f"/nestrt-evnest-{os.getpid()}"
+    follower = Follower(read_hierarchies(), USUAL, wanted=lambda guest: guest.path.startswith(parent))
+    tree = follower.tree
+    before = len(os.listdir("/proc/self/fd"))
+
+    def told(seconds: float) -> Counter[str]:
+        found: Counter[str] = Counter()
+        end = time.monotonic() + seconds * SLOW**0.5
+        while time.monotonic() < end:
+            events = follower.step(end - time.monotonic())
+            found.update(event.kind for event in events if event.path.startswith(parent))
+        return found
+
+    with nest(10, 3, processes=2, parent=parent) as made:
+        groups = len({os.path.relpath(path, h.mountpoint) for h in made.hierarchies for path in made.directories()
+                      if path.startswith(h.mountpoint)}) - 1  # fmt: skip
+        assert told(2.0) == {"created": groups, "started": 2}
+        tree.cover("", time.time())
+        tree.cover(f"{parent}/g0000", time.time())
+        assert not told(0.5)
+        assert len([path for path in tree.groups if path.startswith(parent)]) == groups
+    assert told(2.0) == {"removed": groups, "ended": 2}
+    assert not any(path.startswith(parent) for _, path in tree.places)
+    for kept in (tree.groups, tree.guests.known, tree.lives.populated, tree._counts, tree._taken):
+        assert not any(path.startswith(parent) and kept[path] for path in kept), kept
+    assert len(os.listdir("/proc/self/fd")) <= before
+    follower.close()
 
 
 # A guest that is paused by the host; one that has to wait for its memory.
