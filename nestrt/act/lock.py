@@ -201,7 +201,13 @@ class Lock:
         if reasons and not weak:
             remedy = "end them, or have them close it; with --weak what is open stays open"
             raise StateError("lock", self.what, "; ".join(reasons), remedy)
-        found = tasks.read_tasks(pid for pid in living(self.hierarchies, self.limit) if pid)
+        pids = living(self.hierarchies, self.limit)
+        if 0 in pids:
+            reasons.append("it has processes that this level cannot see")
+            if not weak:
+                remedy = "lock it from a level that sees them; lock --weak does what can be done"
+                raise HostError("lock", self.what, reasons[-1], remedy)
+        found = tasks.read_tasks(pid for pid in pids if pid)
         own = self.doc.owner
         owner = plan.choose_owner(found, own, os.stat("/proc/self/ns/user").st_ino)
         mounts = self.doc.mounts

@@ -6,7 +6,7 @@ import os
 
 from nestrt.act.lock import Lock
 from nestrt.act.lock_groups import read_doc
-from nestrt.errors import HostError
+from nestrt.errors import HostError, NotFound
 from nestrt.host.marks import TRUSTED, USER, escape
 from nestrt.host.sight import find
 from nestrt.host.walk import Guest, View, walk
@@ -14,6 +14,8 @@ from nestrt.probe.facts import primary, read_hierarchies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nestrt.plan.lock import Doc
 
 INITIAL = "0 0 4294967295"  # /proc/self/uid_map of the first user namespace
@@ -26,16 +28,25 @@ def own_mark() -> str:
     return TRUSTED if first and os.geteuid() == 0 else USER
 
 
-def look() -> View:
-    """All guests. Raises HostError where the caller is not root of its level."""
+def locks_of(names: list[str]) -> Iterator[tuple[Lock, Guest, View]]:
+    """The lock of each guest called so. Raises NotFound, InputError; HostError where the caller is not root."""
     if os.geteuid() != 0:
         raise HostError("lock", "guests", "only root of this level can", "run it as root")
-    return walk(read_hierarchies(make=True))
+    hierarchies = read_hierarchies(make=True)
+    # Guests may have very many groups: they are not looked at for a guest of this level.
+    views = [walk(hierarchies, inside=False)]
+    for name in names:
+        try:
+            guest = find(views[0], name)
+        except NotFound:
+            if len(views) == 1:
+                views.append(walk(hierarchies))
+            guest = find(views[1], name)
+        yield (*lock_of(views[-1], guest), views[-1])
 
 
-def lock_of(view: View, name: str) -> tuple[Lock, Guest]:
-    """The lock of the guest called *name*. Raises NotFound, InputError."""
-    guest = find(view, name)
+def lock_of(view: View, guest: Guest) -> tuple[Lock, Guest]:
+    """The lock of *guest*."""
     by = "host" if not view.level else f"level {view.level} ({view.name})"
     root = guest.root if guest.mark.virtualize else guest.path
     first = next(h for h in (primary(view.hierarchies), *view.hierarchies) if h.name in guest.hierarchies)

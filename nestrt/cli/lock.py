@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nestrt.cli._locks import lock_of, look
-from nestrt.errors import one_line
+from nestrt.cli._locks import locks_of
+from nestrt.errors import StateError, one_line
 
 EPILOG = """
 A locked guest, and every guest in it, can make and remove no group, set no limit and move no process between its
@@ -27,9 +27,10 @@ def main(argv: list[str]) -> int:
     text = "lock also what would not hold against everything, and say what that is"
     parser.add_argument("--weak", action="store_true", help=text)
     options = parser.parse_args(argv)
-    view = look()
-    for name in options.names:
-        lock, _ = lock_of(view, name)
+    for lock, guest, _ in locks_of(options.names):
+        if guest.mark.state == "creating":
+            # Who starts it hands groups over last of all.
+            raise StateError("lock", f"guest {lock.name}", "it is being started", "try again")
         with lock:
             doc = lock.lock(options.weak)
         for line in doc.weak:

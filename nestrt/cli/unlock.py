@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nestrt.cli._locks import lock_of, locked_around, look
+from nestrt.cli._locks import locked_around, locks_of
 from nestrt.errors import StateError
 
 
@@ -16,9 +16,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("names", metavar="NAME", nargs="+", help="web, web/db, or a limit group's path")
     options = parser.parse_args(argv)
-    view = look()
-    for name in options.names:
-        lock, guest = lock_of(view, name)
+    for lock, guest, view in locks_of(options.names):
         outer = locked_around(view, guest)
         with lock:
             if outer and lock.doc is None:

@@ -107,6 +107,7 @@ def busy_inner(guest: BrokerGuest, groups: dict[str, str]) -> int:
                        f"grep -q . {inside}/cgroup.procs && {BUSY}")  # fmt: skip
 
 
+@pytest.mark.slow_on_vm
 def test_a_tenth_for_the_system_inside_a_guest(guest: BrokerGuest) -> None:
     """Busy both: 10 to 90, within what a loaded machine measures; alone each has all; with --hard guests have 90 %."""
     top = f"/nestrt/{guest.name}/guest"
@@ -154,6 +155,7 @@ def test_a_tenth_for_the_system_inside_a_guest(guest: BrokerGuest) -> None:
     guest.shell(f"kill -9 {theirs} {own}")
 
 
+@pytest.mark.slow_on_vm
 def test_killed_at_any_point_and_all_or_nothing(guest: BrokerGuest) -> None:
     """init and reset killed after each change: reset gives back what was; a step that fails takes all back."""
     top = f"/nestrt/{guest.name}/guest"
@@ -226,6 +228,7 @@ def test_the_real_root(
     assert 0.05 < share < 0.2, both
     os.kill(int(pid), signal.SIGSTOP)
     assert rates({"system": "/system"}, 1.5)["system"] > 0.6
+    loops[0].kill()
     nestrt.run("delete", "--force", guest_name, timeout=60).ok()
     nestrt.run("gc", timeout=60).ok()
     assert (root.group("/nestrt") / "cpu.weight").read_text().strip() == "900"  # it stays without guests

@@ -156,7 +156,7 @@ def kill_at_change(errors: Path, number: int, argv: list[str]) -> bool:
 
         for name in ("setxattr", "removexattr", "chown", "fchown", "chmod", "fchmod"):
             setattr(os, name, counting(getattr(os, name)))
-        nestrt.kernel.cgroup.write = counting(nestrt.kernel.cgroup.write)  # type: ignore[assignment]
+        nestrt.kernel.cgroup.write = counting(nestrt.kernel.cgroup.write)
         return nestrt.__main__.main(["nestrt", *argv])
 
     _, status = os.waitpid(run_forked(errors, body), 0)
