@@ -13,7 +13,7 @@ from nestrt.cli._view import on_terminal, width
 from nestrt.errors import NotFound
 from nestrt.host.finder import Finder
 from nestrt.host.marks import escape
-from nestrt.host.sample import Sampler, Usage, by_level
+from nestrt.host.sample import Sampler, Usage
 from nestrt.host.sample_rows import ORDERS, Choice, arrange, as_json
 from nestrt.host.sight import find
 from nestrt.host.template import is_template
@@ -23,6 +23,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
+
+    from nestrt.plan.facts import Hierarchy
 
 FIRST = 0.5  # s between the two samples that the first pass is made of
 PATIENCE = 2.0  # s of looking for guests in places where there is hardly ever one
@@ -62,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", metavar="NAME", nargs="*", help="these guests, and those inside them")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="these guests, or those below the group /NAME")
     order = parser.add_mutually_exclusive_group()
     order.add_argument("--order", choices=ORDERS, default="cpu", help="what the largest of comes first (cpu)")
     for letter, name in (("p", "path"), ("t", "tasks"), ("c", "cpu"), ("m", "memory"), ("i", "io")):
@@ -101,7 +103,7 @@ def main(argv: list[str]) -> int:
         names=_paths(options.names, hierarchies),
     )
     full = on_terminal() and sys.stdin is not None and sys.stdin.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-    sampler = Sampler(hierarchies, choice.by == "group")
+    sampler = Sampler(hierarchies, choice.by == "group", choice.names)
     if full and not options.batch and options.format == "table":
         from nestrt.cli._top_terminal import run
 
@@ -114,19 +116,25 @@ def main(argv: list[str]) -> int:
         sampler.close()
 
 
-def _paths(names: list[str], hierarchies: tuple[Any, ...]) -> tuple[str, ...]:
-    """The limit groups of the guests called *names*. Raises NotFound, InputError."""
-    if not names:
-        return ()
+def _paths(names: list[str], hierarchies: tuple[Hierarchy, ...]) -> tuple[str, ...]:
+    """The limit groups of the guests called *names*; a path of any group is taken as it is. NotFound, InputError."""
+    return tuple(dict.fromkeys(_path(name, hierarchies) for name in names))
+
+
+def _path(name: str, hierarchies: tuple[Hierarchy, ...]) -> str:
+    path = "/" + name.strip("/")
+    plain = name[:1] == "/" and path != "/" and ".." not in path.split("/")
+    if plain and any(os.path.isdir(hierarchy.path(path)) for hierarchy in hierarchies):
+        return path
     finder = Finder(hierarchies)
     while not finder.settled:
         finder.look(1.0)
     while not finder.complete:
         try:
-            return tuple(find(finder.view, name).path for name in names)
+            return find(finder.view, name).path
         except NotFound:
             finder.look(1.0)
-    return tuple(find(finder.view, name).path for name in names)
+    return find(finder.view, name).path
 
 
 def _passes(options: argparse.Namespace, sampler: Sampler, choice: Choice) -> Iterator[list[Usage]]:
@@ -142,8 +150,7 @@ def _passes(options: argparse.Namespace, sampler: Sampler, choice: Choice) -> It
         sampler.find(spare)
         sampler.read_limits(LIMITS * options.delay)
         sampler.sample()
-        usages = by_level(sampler.usages) if choice.by == "level" else sampler.usages
-        yield [usage for usage, _ in arrange(usages, choice, sampler.own.level)]
+        yield [usage for usage, _ in arrange(sampler.usages, choice, sampler.own.level)]
         done += 1
         if done == options.iterations:
             return

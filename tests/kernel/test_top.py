@@ -276,7 +276,9 @@ def test_however_it_ends_the_terminal_is_as_it_was(guests: None) -> None:
                 screen.press("ctrl c")
             assert screen.ended() == (-signal.SIGTERM if end == "term" else 0)
             assert screen.settings() == screen.before
-            assert screen.raw.endswith(b"\n") or b"\x1b[?1049l" in screen.raw  # out of the alternate screen
+            # Out of the alternate screen (as xterm has it, or its older way), and the cursor is back.
+            assert b"\x1b[?1049l" in screen.raw or b"\x1b[?47l" in screen.raw
+            assert screen.raw.rindex(b"\x1b[?25h") > screen.raw.rindex(b"\x1b[?25l")
             assert b"Traceback" not in screen.raw
 
 
