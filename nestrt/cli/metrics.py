@@ -69,7 +69,8 @@ class Scraper:
         picture = self._take()
         if picture.gone:
             self.again = 0.0
-            picture = self._take()
+            if self.names:  # one of these, maybe
+                picture = self._take()
         return picture
 
     def _take(self) -> Picture:
