@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FLOOD = 2000  # notifications in a second
 LONGEST_REST = 16.0  # s
-CHUNKS = 32  # of some 500 notifications, before anything else is looked at
+CHUNKS = 2  # of some 500 notifications, before anything else is looked at
 SETTLE = 0.01  # s; what the kernel tells of one cause comes this close together
 PAUSE = 0.05  # s between two looks at files
 SECOND = 1.0
@@ -211,7 +211,7 @@ class Follower:
             return
         if file == CONTROL:
             for child in self._children(place.hierarchy.name, path):
-                self.tree.files(self.tree.places[place.hierarchy.name, child], wall)
+                self.tree.files(self.tree.places[place.hierarchy.name, child], self.guests.of(child), wall)
         elif file:
             if file == "cgroup.events":
                 self.tree.lives.stirred(place, wall)

@@ -8,6 +8,7 @@ happened is told.
 from __future__ import annotations
 
 import os
+import time
 
 from nestrt.host import event_sources as sources
 from nestrt.host.effective import ancestors
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MOST_OPEN = 4096  # of them; each holds a page of the kernel's
 MOST_ASKED = 500  # files read in a second because nobody tells of them
 HOLD = 1.0  # s
+LONGEST_LOOK = 0.1  # s until the rest has to wait for the next look
 # Which limit it is that a file counts hits of.
 LIMITS = {
     "memory.events.local": "memory.max",
@@ -127,7 +129,11 @@ class Files:
         # Deepest first: what counts those below too is told of where it happened.
         waiting, self.dirty = sorted(self.dirty, key=lambda key: -key[1].count("/")), {}
         told: set[tuple[str, str]] = set()
-        for key in waiting:
+        end = time.monotonic() + LONGEST_LOOK
+        for done, key in enumerate(waiting):
+            if time.monotonic() > end:
+                self.dirty.update(dict.fromkeys(waiting[done:]))
+                break
             name, path, file = key
             place = self.tree.places.get((name, path))
             source = place.files.get(file) if place else None

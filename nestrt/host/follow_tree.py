@@ -157,7 +157,8 @@ class Tree:
             self._around(path, now)
             self._work += [(h, path) for h in self.hierarchies if h is not hierarchy]
         del self._work[done]
-        if self.guests.of(path) is guest:  # else it has just turned out to be a guest, and comes again as one
+        # One that has just turned out to be a guest comes again as one.
+        if self.guests.known.get(path, guest) is guest:
             self._work += [(hierarchy, f"{path}/{name}") for name in below]
 
     def _admit(self, hierarchy: Hierarchy, path: str, guest: Known, now: float) -> bool:
@@ -206,7 +207,7 @@ class Tree:
             if not self._add(place, DIRECTORY, directory, MASK, guest, now) and self.visited is None:
                 return []
             if guest is not None:
-                self.files(place, now)
+                self.files(place, guest, now)
             self._mark(hierarchy, path, directory, guest, now)
             if os.stat(directory).st_nlink == 2:
                 return []
@@ -312,10 +313,9 @@ class Tree:
 
     # -- watches --------------------------------------------------------------------------------------------------
 
-    def files(self, place: Place, now: float) -> None:
+    def files(self, place: Place, guest: Known | None, now: float) -> None:
         """Watch those files of *place* that are wanted and there."""
         hierarchy = place.hierarchy
-        guest = self.guests.of(place.path)
         if hierarchy.version == 2:
             self._add(place, CONTROL, place.file(CONTROL), inotify.IN_MODIFY, guest, now)
         only = hierarchy is self.primary and not self.v2

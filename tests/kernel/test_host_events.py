@@ -303,7 +303,7 @@ def test_readers_and_names(nestrt: Nestrt, busybox: Path, guest_name: str, tmp_p
     wait_for(lambda: is_listening(gone.pid), "everything to be watched", 40)
     assert gone.stdout is not None
     gone.stdout.close()
-    assert gone.wait(5 * SLOW) == 0, "it lives on without a reader, though nothing happens"
+    assert gone.wait(20 * SLOW) == 0, "it lives on without a reader, though nothing happens"
     result = nestrt.run("events", "nestrt-no-such-guest")
     assert (result.rc, result.out) != (0, "")
     result = nestrt.run("events", "--since", "1h", "nestrt-no-such-guest")
@@ -325,13 +325,13 @@ def test_readers_and_names(nestrt: Nestrt, busybox: Path, guest_name: str, tmp_p
         result = nestrt.run("events", "-f", "--record", bad)
         assert (result.rc, result.out, len(result.err.splitlines())) == (2, "", 1), result
     assert strange.stat().st_mode & 0o777 == 0o755
-    late = nestrt.run("events", "-f", "--until", "1s")
+    late = nestrt.run("events", "-f", "--until", "1s", guest_name)
     assert (late.rc, late.out) == (0, "")
     with contextlib.suppress(subprocess.TimeoutExpired):
         ended = nestrt.start("events", "-f", stdout=subprocess.DEVNULL)
         wait_for(lambda: is_listening(ended.pid), "everything to be watched", 40)
         ended.send_signal(signal.SIGINT)
-        assert ended.wait(5 * SLOW) == 0
+        assert ended.wait(20 * SLOW) == 0
     nestrt.launch("-d", "--rm", "--name", guest_name, "--rootfs", busybox, "--", "sleep", "600").ok()
     started = one(history(nestrt, guest_name, "--kinds", "started"))
     assert (started["source"], started["detail"]) == ("mark", "by launch: sleep 600")
