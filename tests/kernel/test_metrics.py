@@ -69,7 +69,7 @@ def guest(nestrt: Nestrt, guest_name: str, busybox: Path) -> Iterator[str]:
 def test_figures_are_the_kernels(nestrt: Nestrt, guest: str) -> None:
     top, inner = limit_group(guest), f"{limit_group(guest)}/guest/{HOSTILE}"
     before = [int(read("pids", path, "pids.current", "pids.current")) for path in (top, inner)]
-    text = nestrt.run("metrics", guest, "--groups").ok().out
+    text = nestrt.run("metrics", guest, "--groups", timeout=40).ok().out
     assert text.endswith("# EOF\n")
     found = families_of(text)
     outer, nested = {"guest": guest, "level": "1"}, {"guest": f"{guest}/db", "level": "2"}
