@@ -227,6 +227,7 @@ def history(nestrt: Nestrt, *options: str) -> list[dict[str, Any]]:
 
 
 # A nest of guests is made, looked over again, and removed: all of it is told once, and nothing is kept of it.
+@pytest.mark.slow_on_vm
 def test_nothing_is_kept_of_what_has_gone() -> None:
     parent = f"/nestrt-evnest-{os.getpid()}"
     follower = Follower(read_hierarchies(), USUAL, wanted=lambda guest: guest.path.startswith(parent))
@@ -299,7 +300,7 @@ def test_forged_records_are_not_believed(
 
 # A reader that goes away, one that never reads, and an unknown name.
 def test_readers_and_names(nestrt: Nestrt, busybox: Path, guest_name: str, tmp_path: Path) -> None:
-    gone = nestrt.start("events", "-f")
+    gone = nestrt.start("events", "-f", guest_name)
     wait_for(lambda: is_listening(gone.pid), "everything to be watched", 40)
     assert gone.stdout is not None
     gone.stdout.close()
@@ -328,7 +329,7 @@ def test_readers_and_names(nestrt: Nestrt, busybox: Path, guest_name: str, tmp_p
     late = nestrt.run("events", "-f", "--until", "1s", guest_name)
     assert (late.rc, late.out) == (0, "")
     with contextlib.suppress(subprocess.TimeoutExpired):
-        ended = nestrt.start("events", "-f", stdout=subprocess.DEVNULL)
+        ended = nestrt.start("events", "-f", guest_name, stdout=subprocess.DEVNULL)
         wait_for(lambda: is_listening(ended.pid), "everything to be watched", 40)
         ended.send_signal(signal.SIGINT)
         assert ended.wait(20 * SLOW) == 0

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -42,6 +44,12 @@ def events(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
 
 
+def is_listening(pid: int) -> bool:
+    """Whether the process catches SIGTERM: it does so once all is watched."""
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) & 1 << (signal.SIGTERM - 1))
+
+
 def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -59,9 +67,10 @@ def test_a_loud_guest_is_left_alone_and_others_are_seen(
     loud, calm = new_guest(), new_guest()
     file = tmp_path / "events"
     with file.open("wb") as out:
-        follow = nestrt.start("events", "-f", "--format", "json", stdout=out)
-    unread = nestrt.start("events", "-f", "--format", "json", stdout=subprocess.PIPE)
-    time.sleep(1.0 * SLOW)
+        follow = nestrt.start("events", "-f", "--format", "json", loud, calm, stdout=out)
+    unread = nestrt.start("events", "-f", "--format", "json", loud, calm, stdout=subprocess.PIPE)
+    for process in (follow, unread):
+        wait_for(lambda pid=process.pid: is_listening(pid), "everything to be watched", 40)  # type: ignore[misc]
     everything = ("--userns", "none", "--capabilities", "all")
     nestrt.launch("-d", "--name", loud, *everything, *python.options, "--", "python3", "-IS", "-c", LOUD).ok()
     wait_for(
