@@ -211,16 +211,18 @@ def test_the_real_root(
 ) -> None:
     """In a VM of its own: the root group's processes go to /system, weigh a tenth, and come back."""
     root = next(h for h in hierarchies() if h.version == 2)
-    own = (root.mountpoint / "cgroup.procs").read_text().split()
-    assert str(os.getpid()) in own
+    loops.append(subprocess.Popen(["sleep", "1000"]))
+    (root.mountpoint / "cgroup.procs").write_text(str(loops[0].pid))
     nestrt.run("host", "init", "--system-cpu", "10%", "--move-tasks", "--system-memory", "64M", timeout=60).ok()
     left = [pid for pid in (root.mountpoint / "cgroup.procs").read_text().split() if is_users(pid)]
     assert left == []
     assert (root.group("/system") / "memory.low").read_text().strip() == str(64 << 20)
     nestrt.launch("-d", "--rootfs", busybox, "--name", guest_name, "--", "sh", "-c", BUSY, timeout=60).ok()
     assert (root.group("/nestrt") / "cpu.weight").read_text().strip() == "900"
+    assert str(loops[0].pid) in (root.group("/system") / "cgroup.procs").read_text().split()
     loops.append(subprocess.Popen(["sh", "-c", BUSY]))
-    os.sched_setaffinity(loops[0].pid, {0})
+    (root.group("/system") / "cgroup.procs").write_text(str(loops[1].pid))
+    os.sched_setaffinity(loops[1].pid, {0})
     (pid,) = (root.group(f"/nestrt/{guest_name}/guest/init") / "cgroup.procs").read_text().split()
     os.sched_setaffinity(int(pid), {0})
     both = rates({"system": "/system", "guests": "/nestrt"})
@@ -228,12 +230,13 @@ def test_the_real_root(
     assert 0.05 < share < 0.2, both
     os.kill(int(pid), signal.SIGSTOP)
     assert rates({"system": "/system"}, 1.5)["system"] > 0.6
-    loops[0].kill()
+    loops[1].kill()
+    loops[1].wait()
     nestrt.run("delete", "--force", guest_name, timeout=60).ok()
     nestrt.run("gc", timeout=60).ok()
     assert (root.group("/nestrt") / "cpu.weight").read_text().strip() == "900"  # it stays without guests
     nestrt.run("host", "reset", timeout=60).ok()
-    assert str(os.getpid()) in (root.mountpoint / "cgroup.procs").read_text().split()
+    assert str(loops[0].pid) in (root.mountpoint / "cgroup.procs").read_text().split()
     assert not root.group("/system").exists()
 
 

@@ -61,7 +61,7 @@ def test_killed_at_any_point(nestrt: Nestrt, start: Start, tmp_path: Path, mode:
     guest.python(f"import os\nos.chmod({places[0]!r} + '/web', 0o777)")
     before = listing(guest.name)
     mounts = "" if mode == "userns" else guest.shell("cat /proc/self/mountinfo")
-    step, number, kills = (97 if mode == "userns" else 5) * (1 if SLOW == 1 else 4), 1, 0
+    step, number, kills = (331 if mode == "userns" else 13) * (1 if SLOW == 1 else 4), 1, 0
     while kill_at_change(tmp_path / "errors", number, ["lock", "--weak", guest.name]):
         kills += 1
         assert is_no_looser(listing(guest.name), before), number
@@ -70,8 +70,8 @@ def test_killed_at_any_point(nestrt: Nestrt, start: Start, tmp_path: Path, mode:
             assert guest.order("shell", command=f"mkdir {places[0]}/new")["rc"], number
         nestrt.run("unlock", guest.name).ok()
         assert is_whole(guest, before), number
-        number += 1 if number < 5 else step
-    assert kills > 5 / SLOW
+        number += 1 if number < 3 else step
+    assert kills > 4 / SLOW
     number = 1
     while kill_at_change(tmp_path / "errors", number, ["unlock", guest.name]):
         kills += 1
@@ -82,7 +82,7 @@ def test_killed_at_any_point(nestrt: Nestrt, start: Start, tmp_path: Path, mode:
         nestrt.run("unlock", guest.name).ok()
         assert is_whole(guest, before), number
         nestrt.run("lock", "--weak", guest.name).ok()
-        number += 1 if number < 5 else step
+        number += 1 if number < 3 else step
     assert is_whole(guest, before)
     if mounts:
         assert guest.shell("cat /proc/self/mountinfo") == mounts
