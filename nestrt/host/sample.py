@@ -189,14 +189,15 @@ def inside(guest: Guest, path: str) -> str:
 
 
 class Sampler:
-    """The guests in sight, with *groups* all their groups too, and what they use.
+    """The guests in sight, with *groups* all their groups too, and what they use; with *below*, see Finder, only those.
 
     *usages* are the rows, guests and groups in the order of their paths, *own* is all of the level that looks.
     """
 
-    def __init__(self, hierarchies: tuple[Hierarchy, ...], groups: bool = False) -> None:
+    def __init__(self, hierarchies: tuple[Hierarchy, ...], groups: bool = False, below: tuple[str, ...] = ()) -> None:
         self.hierarchies = hierarchies
-        self.finder = Finder(hierarchies, groups)
+        self.below = below
+        self.finder = Finder(hierarchies, groups, below)
         self.usages: list[Usage] = []
         self.own = Usage("level", "/", tuple(h.name for h in hierarchies))
         self.own.name = f"level {self.finder.view.level}: {self.finder.view.name}"
@@ -223,7 +224,7 @@ class Sampler:
 
     def show_groups(self, groups: bool) -> None:
         """From now on with *groups*, or without; they are looked for anew."""
-        self.finder = Finder(self.hierarchies, groups)
+        self.finder = Finder(self.hierarchies, groups, self.below)
         self._replacing = bool(self.usages)
 
     def find_all(self, patience: float = float("inf")) -> None:

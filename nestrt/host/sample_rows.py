@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nestrt.host import report
-from nestrt.host.sample import Usage
+from nestrt.host.sample import Usage, by_level
 from nestrt.record import record, replace
 
 TYPE_CHECKING = False
@@ -72,6 +72,8 @@ def arrange(usages: list[Usage], choice: Choice, level: int = 0) -> list[tuple[U
     if not choice.tree or choice.by == "level":
         if choice.text:
             chosen = [usage for usage in chosen if matches(usage, choice.text)]
+        if choice.by == "level":
+            chosen = by_level(chosen)
         return [(usage, 0) for usage in in_order(chosen, choice.order, choice.reverse)]
     by_path = {usage.path: usage for usage in chosen}
     around = _around(usages, by_path)
@@ -119,7 +121,7 @@ def _with_those_around(by_path: dict[str, Usage], around: dict[str, str], text: 
 
 
 def _is_chosen(usage: Usage, choice: Choice, level: int) -> bool:
-    if choice.by == "guest" and usage.kind != "guest":
+    if choice.by != "group" and usage.kind != "guest":
         return False
     if choice.names and usage.guest and not _is_named(usage, choice.names):
         return False
