@@ -66,7 +66,7 @@ class Interface:
         good = (
             isinstance(value, str) and len(value) <= LONGEST_TEXT if kind.kind == "string"
             else type(value) is int and SMALLEST <= value <= LARGEST if kind.kind == "int"
-            else type(value) in (int, float) and abs(value) <= LARGEST if kind.kind == "float"
+            else type(value) in (int, float) and SMALLEST <= value <= LARGEST if kind.kind == "float"
             else type(value) is bool if kind.kind == "bool"
             else isinstance(value, dict)
         )  # fmt: skip
