@@ -18,7 +18,6 @@ from nestrt.cli._view import width
 from nestrt.errors import HostError, InputError
 from nestrt.host.marks import escape
 from nestrt.host.template import Template, is_template
-from nestrt.host.yamltext import dump
 from nestrt.level.values import suggestion
 from nestrt.record import record
 
@@ -195,10 +194,27 @@ def _json(rows: Iterable[dict[str, Any]], live: bool) -> Iterator[str]:
     yield "[]\n" if before == "[\n" else "\n]\n"
 
 
+def yaml_text(value: Any, stream: bool = False) -> str:
+    """*value* as YAML, all of it ASCII; with *stream* as one document of several. Raises HostError without PyYAML."""
+    from nestrt.packages import find_package
+
+    find_package("yaml", "python3-yaml")
+    import yaml
+
+    options: dict[str, Any] = {"sort_keys": False, "width": 4096, "explicit_start": stream}
+    # What is there twice is written twice: readers expect no &anchors.
+    never = {"ignore_aliases": lambda self, data: True}
+    try:
+        fast = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+        return str(yaml.dump(value, Dumper=type("Dumper", (fast,), never), **options))
+    except UnicodeEncodeError:  # a name of a guest that is not UTF-8: libyaml takes none
+        return str(yaml.dump(value, Dumper=type("Dumper", (yaml.SafeDumper,), never), **options))
+
+
 def _yaml_rows(rows: Iterable[dict[str, Any]], live: bool) -> Iterator[str]:
     empty = True
     for row in rows:
-        yield "---\n" + dump(row) if live else dump([row])
+        yield yaml_text(row, True) if live else yaml_text([row])
         empty = False
     if empty and not live:
         yield "[]\n"
@@ -335,5 +351,5 @@ def write_document(
         return write_text(line + "\n" for line in lines())
     value = document if isinstance(document, dict) else json.loads("".join(document))
     if form == "yaml":
-        return write_text([dump(value)])
+        return write_text([yaml_text(value)])
     return write_text(_templated(options, [value], aliases or {}, False))

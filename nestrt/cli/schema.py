@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from nestrt.cli._formats import Column, add_options, write_rows, write_text
+from nestrt.cli._formats import Column, add_options, write_rows, write_text, yaml_text
 from nestrt.cli._view import write_json
 from nestrt.errors import NotFound
 from nestrt.host.marks import escape
 from nestrt.host.schema import rows
 from nestrt.host.schema_all import SCHEMAS, schema
-from nestrt.host.yamltext import dump
 from nestrt.level.values import suggestion
 
 EPILOG = """
@@ -44,4 +43,4 @@ def main(argv: list[str]) -> int:
     if options.fields or options.format not in (None, "json", "yaml"):
         options.format = options.format or "table"
         return write_rows(options, rows(found), FIELDS)
-    return write_text([dump(found)]) if options.format == "yaml" else write_json(found)
+    return write_text([yaml_text(found)]) if options.format == "yaml" else write_json(found)

@@ -114,9 +114,10 @@ def check_against_files(counters: Counters) -> None:
     assert counters.memory_limit_hits
     assert counters.oom_kills == 1
     assert counters.io_write_bytes is not None
-    assert counters.io_write_bytes >= WRITTEN
-    assert counters.io_writes
     assert counters.io_read_bytes is not None
+    if os.major(os.stat("/var/tmp").st_dev):  # a disk, and not a tmpfs or what a virtual machine shares
+        assert counters.io_write_bytes >= WRITTEN
+        assert counters.io_writes
     assert counters.frozen is False
     v2 = v2_hierarchy()
     if v2 is not None and (v2.group(TOP) / "cpu.pressure").exists():

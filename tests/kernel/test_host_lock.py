@@ -157,6 +157,7 @@ def places_of_v2(way: str, places: list[str]) -> bool:
     return way.partition(":")[0] in v2
 
 
+@pytest.mark.slow_on_vm
 def test_a_guest_of_a_guest(nestrt: Nestrt, start: Start, python: PythonRoot) -> None:
     """Level 1 locks its guest; the host locks one of level 2, alone or with the one around it; each holds by itself.
 

@@ -90,7 +90,8 @@ def test_figures(nestrt: Nestrt, busy: str) -> None:
     assert row["memory_percent"] == pytest.approx(100 * memory["usage"] / (64 * MIB), abs=0.1)
     assert (pids["effective"], pids["usage"] >= 4) == (40, True)
     assert row["oom_kills"] == kills(busy) >= 1
-    assert row["io_write_bytes"] >= MIB
+    disk = os.major(os.stat("/tmp").st_dev)  # not a tmpfs, or what a virtual machine shares
+    assert row["io_write_bytes"] >= (MIB if disk else 0)
     if row["pressure"] is not None:
         assert row["pressure"]["cpu"]["some_total_usec"] > 0
 
@@ -105,7 +106,7 @@ def test_figures(nestrt: Nestrt, busy: str) -> None:
     assert told <= 60
     assert told >= 40 or not idle
     assert any(each["throttled_percent"] for each in passes) or not idle
-    assert any(each["io_write_rate"] for each in passes)
+    assert any(each["io_write_rate"] for each in passes) or not disk
 
     groups = {each["path"]: each for each in rows(nestrt, "--by", "group", busy)}
     assert set(groups) == {limit_group(busy), guest_root(busy), guest_root(busy) + "/init"}
