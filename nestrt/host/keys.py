@@ -31,9 +31,9 @@ PROTECTIONS = ("low", "min")
 class Key:
     """A limit that groups can have.
 
-    *controller* is its v2 name, *unit* and *combine* (min, intersect) are those of controllers.base.File. *read* gets a
-    function that reads one file of the group; *usage* is the file that counts what is used, "" if there is none; *files*
-    are those that it is read from.
+    *controller* is its v2 name, *unit* and *combine* (min, intersect) are those of controllers.base.File. *read*
+    gets a function that reads one file of the group; *usage* is the file that counts what is used, "" if there is
+    none; *files* are those that it is read from.
     """
 
     name: str
