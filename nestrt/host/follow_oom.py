@@ -75,6 +75,7 @@ class Log:
     def read(self, tree: Tree, files: Files) -> None:
         """Tell the kills of the records that are there now."""
         messages, _ = kmsg.read(self.descriptor, RECORDS)
+        boot = kmsg.boot()
         for message in messages:
             if message.facility != kmsg.KERNEL:
                 continue
@@ -86,7 +87,8 @@ class Log:
                 del self._credits[next(iter(self._credits))]
             for group in {kill.group, kill.limit or kill.group}:
                 files.mark(group, COUNTERS)
-            event = kill_event(kill, tree.guests, time.time())
+            # The log's own time, by which it is known again when the log is read later.
+            event = kill_event(kill, tree.guests, boot + message.microseconds / 1e6)
             if event and "oom_kill" in tree.kinds:
                 guest = tree.guests.of(kill.group)
                 if guest is None or tree.wanted(guest):
