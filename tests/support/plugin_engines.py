@@ -72,7 +72,9 @@ def bytes_of(text: str) -> float:
     """Bytes of what engines' stats print: 1.2MiB, 804kB."""
     number = text.rstrip("kKMGiB")
     letter = text[len(number) : len(number) + 1].upper()
-    return float(number) * (1024 if "i" in text else 1000) ** " KMG".index(letter if letter in "KMG" else " ")
+    base = 1024 if "i" in text else 1000
+    power = " KMG".index(letter if letter in "KMG" else " ")
+    return float(number) * float(base**power)
 
 
 def pid(engine: HookedPodman | WrappedDocker, name: str) -> int:
