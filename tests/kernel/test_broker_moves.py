@@ -148,6 +148,7 @@ def test_a_peer_in_a_namespace_of_its_own(guest: Direct, translation: None) -> N
     assert [entry["pid"] for entry in seen] == [every[-2]]
 
 
+@pytest.mark.slow_on_vm
 def test_numbers_that_are_nobodys(guest: Direct, translation: None) -> None:
     guest.mkdir("/web")
     for number in (-1, -(1 << 63), (1 << 63) - 1, 1 << 22, (1 << 22) + 1, 1 << 31, (1 << 32) + 1, 4_000_000):
@@ -341,6 +342,7 @@ NAMES = ("ä", "日本", "a b", "-rf", "*", "\x1b[31m", "web.service", "%2e%2e",
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow_on_vm
 def test_names_in_every_encoding(one: Direct, name: str) -> None:
     one.mkdir(f"/{name}")
     number, pid = one.fork()
@@ -395,6 +397,7 @@ def test_all_hierarchies_or_none(one: Direct) -> None:
     assert one.group_of(pid) == "/init"
 
 
+@pytest.mark.slow_on_vm
 def test_only_what_moves_at_all(one: Direct) -> None:
     """Threads, zombies, and a process whose first thread has ended are told apart from processes."""
     one.mkdir("/web")
@@ -605,6 +608,7 @@ def test_processes_without_a_number_for_the_caller_are_left_out(one: Direct, tra
         assert one.call(METHODS, "Kill", group="strange") == {"processes": 1}, "but ended with their group"
 
 
+@pytest.mark.slow_on_vm
 def test_long_and_strange_commands(one: Direct) -> None:
     one.mkdir("/web")
     long = "os.execv('/usr/bin/sleep', ['x' * 100000 + '\\x1b[31m', '1000'])"
@@ -736,6 +740,7 @@ def test_kill(guest: Direct) -> None:
     assert guest.call(METHODS, "Kill", group="web") == {"processes": 0}
 
 
+@pytest.mark.slow_on_vm
 def test_signals(one: Direct) -> None:
     one.mkdir("/web")
     handler = "signal.signal(signal.SIGUSR1, lambda *_: os.setpgid(0, 0))"
@@ -760,6 +765,7 @@ def test_whoever_kills_its_own_group_goes_with_it(one: Direct) -> None:
     wait_for(lambda: "Z" in Path(f"/proc/{peer.pid}/stat").read_text().rpartition(")")[2][:3], "its end")
 
 
+@pytest.mark.slow_on_vm
 def test_what_is_noted_for_the_audit(one: Direct) -> None:
     one.mkdir("/web")
     number, pid = one.fork()

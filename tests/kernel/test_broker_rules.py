@@ -312,6 +312,7 @@ MARKS = [
 
 
 @pytest.mark.parametrize("content", MARKS)
+@pytest.mark.slow_on_vm
 def test_a_mark_that_somebody_else_wrote(one: Direct, parts: Parts, content: bytes) -> None:
     """As root of the guest with all capabilities can: nothing is placed elsewhere, and nothing fails."""
     os.setxattr(rules_store.place(one.served, rules_store.OWN), rules_store.OWN, content)
@@ -331,6 +332,7 @@ def test_a_mark_that_somebody_else_wrote(one: Direct, parts: Parts, content: byt
 # Who may, and what is no rule.
 
 
+@pytest.mark.slow_on_vm
 def test_only_root_sets_rules(one: Direct, parts: Parts) -> None:
     user = one.peer(1000)
 
@@ -343,6 +345,7 @@ def test_only_root_sets_rules(one: Direct, parts: Parts) -> None:
     run(parts, action)
 
 
+@pytest.mark.slow_on_vm
 def test_rules_that_cannot_be(one: Direct, parts: Parts) -> None:
     for line in (
         "* nonsense web", "* * ../x", "nobody-here * x", "@no-group * x", "* cpu", "* * pids.max", "* * %p.x\n",
@@ -359,6 +362,7 @@ def test_rules_that_cannot_be(one: Direct, parts: Parts) -> None:
 # A guest's files, replaced by everything that they can be.
 
 
+@pytest.mark.slow_on_vm
 def test_names_from_hostile_files(one: Direct, parts: Parts) -> None:
     etc = Path(one.rootfs, "etc")  # type: ignore[attr-defined]
     passwd, group = etc / "passwd", etc / "group"
@@ -410,6 +414,7 @@ def test_names_from_hostile_files(one: Direct, parts: Parts) -> None:
         assert group.exists()
 
 
+@pytest.mark.slow_on_vm
 def test_files_that_never_tell(one: Direct, parts: Parts) -> None:
     """A filesystem of the guest's own that does not answer: the call ends, others of the guest go on, numbers work."""
 
@@ -428,6 +433,7 @@ def test_files_that_never_tell(one: Direct, parts: Parts) -> None:
         run(parts, action)
 
 
+@pytest.mark.slow_on_vm
 def test_more_names_than_fit(one: Direct, parts: Parts) -> None:
     etc = Path(one.rootfs, "etc")  # type: ignore[attr-defined]
     good = (etc / "passwd").read_text()
@@ -446,6 +452,7 @@ def test_more_names_than_fit(one: Direct, parts: Parts) -> None:
 # Hostile processes.
 
 
+@pytest.mark.slow_on_vm
 def test_names_that_processes_give_themselves(one: Direct, parts: Parts) -> None:
     """%p of "..", of a slash, of a controller's file, of bytes that are no text: groups below, and no others."""
     names = [b"..", b".", b"a/b", b"../../x", b"cpu.max", b"cgroup.procs", b"\xff\xfe", b"a\nb", b"\\n", b"\x1b[31m"]
@@ -540,6 +547,7 @@ def forged(pids: list[int], listener: ProcessEvents) -> None:
                 continue
 
 
+@pytest.mark.slow_on_vm
 def test_forged_events(one: Direct, parts: Parts) -> None:
     """CVE-2011-1022: whoever may send to the group says that a process has executed something. Nobody believes it."""
 
@@ -562,6 +570,7 @@ def test_forged_events(one: Direct, parts: Parts) -> None:
     run(parts, action)
 
 
+@pytest.mark.slow_on_vm
 def test_the_sockets_own_reading() -> None:
     events = ProcessEvents()
     try:
@@ -578,6 +587,7 @@ def test_the_sockets_own_reading() -> None:
         events.close()
 
 
+@pytest.mark.slow_on_vm
 def test_a_name_that_is_no_text(one: Direct) -> None:
     """An event carries a name, sixteen bytes of anybody's choice; nothing is decoded."""
     events = ProcessEvents()

@@ -17,6 +17,9 @@ from nestrt.errors import InputError
 from nestrt.kernel import caps, pidfd, prctl
 from support.need import SLOW, require
 
+# Capabilities do not depend on the version of cgroups.
+pytestmark = pytest.mark.slow_on_vm
+
 needs_root = pytest.mark.usefixtures("root")
 NOTHING: frozenset[int] = frozenset()
 CHOWN, KILL, SETPCAP, SYS_CHROOT, SYS_ADMIN = 0, 5, 8, 18, 21

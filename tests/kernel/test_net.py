@@ -52,6 +52,9 @@ while True:
 # ADDRESS SECONDS [SOURCE]: prints the answer, or nothing.
 CLIENT = f"""
 import socket, sys
+
+# Networks do not depend on the version of cgroups.
+pytestmark = pytest.mark.slow_on_vm
 source = (sys.argv[3], 0) if len(sys.argv) > 3 else None
 try:
     link = socket.create_connection((sys.argv[1], {PORT}), timeout=float(sys.argv[2]), source_address=source)
