@@ -42,6 +42,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 # Answers every connection with the client's address and its own label.
 SERVER = f"""
 import socket, sys
+
+# Networks do not depend on the version of cgroups.
+pytestmark = pytest.mark.slow_on_vm
 server = socket.create_server(("", {PORT}))
 print("ready", flush=True)
 while True:
@@ -52,9 +55,6 @@ while True:
 # ADDRESS SECONDS [SOURCE]: prints the answer, or nothing.
 CLIENT = f"""
 import socket, sys
-
-# Networks do not depend on the version of cgroups.
-pytestmark = pytest.mark.slow_on_vm
 source = (sys.argv[3], 0) if len(sys.argv) > 3 else None
 try:
     link = socket.create_connection((sys.argv[1], {PORT}), timeout=float(sys.argv[2]), source_address=source)
