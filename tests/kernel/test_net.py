@@ -34,6 +34,9 @@ from nestrt.net.library import find_pyroute2
 from nestrt.net.veth import connect, disconnect, interface_name, reserved
 from support.need import SLOW, require
 
+# Networks do not depend on the version of cgroups.
+pytestmark = pytest.mark.slow_on_vm
+
 CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 CHECKOUT = str(Path(__file__).resolve().parents[2])
 PORT = 7
@@ -42,9 +45,6 @@ libc = ctypes.CDLL(None, use_errno=True)
 # Answers every connection with the client's address and its own label.
 SERVER = f"""
 import socket, sys
-
-# Networks do not depend on the version of cgroups.
-pytestmark = pytest.mark.slow_on_vm
 server = socket.create_server(("", {PORT}))
 print("ready", flush=True)
 while True:
