@@ -92,6 +92,8 @@ class Lock:
             time.sleep(PAUSE)
 
     def __exit__(self, *_: object) -> None:
+        # A helper that could not be ended (lock_mounts) has the descriptor too.
+        fcntl.flock(self.held, fcntl.LOCK_UN)
         os.close(self.held)
 
     # -- the lock itself

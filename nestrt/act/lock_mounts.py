@@ -5,7 +5,7 @@
 
 A mount point's path is the guest's to choose. It is opened without following a symbolic link, and what was opened has
 to be that very mount, by its id. A file system of the guest's own on the way could keep the helper waiting: then it is
-ended.
+killed, and where it cannot be killed before that answers (FUSE), nobody waits for it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import os
 import select
 
 from nestrt import jsontext
-from nestrt.kernel import mount, namespaces
+from nestrt.kernel import mount, namespaces, pidfd, prctl
 from nestrt.kernel.mountinfo import Mount, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from typing import Any, NoReturn
+else:
+    import _signal  # signal.py imports enum
 
-PATIENCE = 10.0  # seconds
+PATIENCE, KILL_PATIENCE = 10.0, 1.0  # seconds
 ANSWER = 1 << 22
 NO_LINKS = mount.RESOLVE_NO_SYMLINKS | mount.RESOLVE_IN_ROOT
 
@@ -83,6 +86,7 @@ def _change(namespace: int, proc: int, read_only: bool, only: tuple[Row, ...] | 
 
 def _help(pipe: int, namespace: int, proc: int, read_only: bool, only: tuple[Row, ...] | None) -> NoReturn:
     try:
+        prctl.set_parent_death_signal(_signal.SIGKILL)
         try:
             answer = _change(namespace, proc, read_only, only)
         except OSError as error:
@@ -116,10 +120,21 @@ def change(pid: int, read_only: bool, only: tuple[Row, ...] | None = None) -> tu
             data += chunk
     finally:
         os.close(read)
-        os.kill(helper, 9)  # if it hangs; else it has ended, and is not reaped yet
-        os.waitpid(helper, 0)
+        _end(helper)
     try:
         answer = jsontext.loads(data.decode())
     except ValueError:
         return [], ["a mount point did not answer"]
     return [(row[0], row[1], row[2]) for row in answer["done"]], list(answer["failed"])
+
+
+def _end(helper: int) -> None:
+    """Kill it if it hangs; else it has ended, and is not reaped yet. What waits for FUSE (fs/fuse/dev.c,
+    request_wait_answer()) is left to itself: it ends as soon as it can."""
+    os.kill(helper, _signal.SIGKILL)
+    watch = os.pidfd_open(helper)
+    try:
+        if pidfd.wait(watch, KILL_PATIENCE):
+            os.waitpid(helper, 0)
+    finally:
+        os.close(watch)

@@ -22,6 +22,7 @@ from support.locking import attributes, listing, prepare
 from support.need import SLOW
 from support.rootfs import COMMAND, PythonRoot
 from support.runner import Nestrt, wait_for
+from support.silent_file import silent
 
 Start = Callable[..., BrokerGuest]
 Owners = dict[str, tuple[int, int, int]]
@@ -157,3 +158,16 @@ def test_what_is_remembered_cannot_be_forged(nestrt: Nestrt, start: Start, pytho
     nestrt.run("lock", guest.name).ok()
     nestrt.run("unlock", guest.name).ok()
     assert listing(guest.name) == after
+
+
+def test_a_silent_filesystem_keeps_nobody_from_unlocking(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
+    """FUSE on the way to the mounts that lock has made read-only: who waits for its answer cannot even be killed."""
+    words = ("--rootfs", str(busybox), "--name", guest_name, "--userns", "none")
+    nestrt.launch("-d", *words, "--", "sleep", "1000").ok()
+    nestrt.run("lock", "--weak", guest_name).ok()
+    (row,) = json.loads(nestrt.run("ls", "--format", "json", guest_name).ok().out)
+    with silent(row["pid"], "/sys/fs", "lookup"):
+        nestrt.run("unlock", guest_name, timeout=30).ok()
+        # Nothing is held by whoever still waits there.
+        nestrt.run("lock", "--weak", guest_name, timeout=10).ok()
+        nestrt.run("unlock", guest_name, timeout=30).ok()
