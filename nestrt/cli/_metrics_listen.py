@@ -109,8 +109,9 @@ def _unix(address: str, mode: int) -> Listener:
     one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o777 & ~mode)
     try:
+        # It is made so: by its path, what somebody else puts there meanwhile would be changed.
+        os.fchmod(one.fileno(), mode)
         one.bind(path)
-        os.chmod(path, mode)
         found = os.lstat(path)
         one.listen(BACKLOG)
         one.setblocking(False)

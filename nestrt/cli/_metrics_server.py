@@ -1,8 +1,9 @@
 """A small HTTP/1.1 server for one page: a thread for each connection, of which there are few, and none for long.
 
 A client has so long to say what it wants, and so long to take it. Where all places are taken, whoever has said nothing
-yet for the longest time has to go: many slow clients keep out nobody. A page on the web that makes a browser of this
-machine ask (DNS rebinding) names its own host, and is refused. Sources: RFC 9110, RFC 9112.
+yet for the longest time has to go, or else has taken nothing of its answer: many slow clients keep out nobody. A page
+on the web that makes a browser of this machine ask (DNS rebinding) names its own host, and is refused. Sources: RFC
+9110, RFC 9112.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 MOST_CONNECTIONS = 16
 LONGEST_HEAD = 8192  # bytes of a request
 IDLE = 75.0  # s for a request to begin, READ to come, WRITE for the answer to go, LINGER for the rest
+STUCK = 1.0  # s; who takes nothing for so long makes room for others
 READ = 5.0
 WRITE = 20.0
 LINGER = 1.0
@@ -84,6 +86,9 @@ class Request:
     def __init__(self, head: bytes) -> None:
         first, *lines = head.decode("latin-1").split("\r\n")
         words = first.split(" ")
+        # A proxy in front may end lines there, and see another request.
+        if any(c in line for line in (first, *lines) for c in "\0\r\n"):
+            raise Refused(400)
         if len(words) != 3 or not words[2].startswith("HTTP/"):
             raise Refused(400)
         if words[2] not in ("HTTP/1.0", "HTTP/1.1"):
@@ -113,6 +118,7 @@ class Connection:
         self.local = local
         self.answer = answer
         self.asked = False  # its request is there
+        self.waits = True  # for the client, since then
         self.since = time.monotonic()
         self.left = b""
 
@@ -147,7 +153,8 @@ class Connection:
 
     def _head(self) -> bytes:
         """The next request's head. Raises Closed, Refused."""
-        self.asked, self.since = False, time.monotonic()
+        self.asked = False
+        self._wait()
         data, self.left = self.left.lstrip(b"\r\n"), b""
         end = self.since + (READ if data else IDLE)
         while b"\r\n\r\n" not in data:
@@ -170,8 +177,15 @@ class Connection:
         head, _, self.left = data.partition(b"\r\n\r\n")
         if len(head) > LONGEST_HEAD:
             raise Refused(431)
-        self.asked = True
+        self.asked, self.waits = True, False
         return head
+
+    def _wait(self) -> None:
+        self.since, self.waits = time.monotonic(), True
+
+    def in_the_way(self) -> bool:
+        """Whether it may go for somebody else: for another thread."""
+        return not self.asked or (self.waits and time.monotonic() - self.since > STUCK)
 
     def _one(self) -> bool:
         """One request; whether another may follow."""
@@ -214,7 +228,8 @@ class Connection:
         data = memoryview("\r\n".join(lines).encode() + (body if whole else b""))
         end = time.monotonic() + WRITE
         while data:
-            self.socket.settimeout(max(0.001, end - time.monotonic()))
+            self._wait()
+            self.socket.settimeout(max(0.001, end - self.since))
             data = data[self.socket.send(data[:PIECE]) :]
             if data and time.monotonic() > end:
                 raise Closed
@@ -270,9 +285,9 @@ class Server:
     def _take(self, connection: Connection) -> None:
         with self.lock:
             if len(self.connections) >= MOST_CONNECTIONS:
-                silent = [each for each in self.connections if not each.asked]
+                silent = [each for each in self.connections if each.in_the_way()]
                 if silent:
-                    gone = min(silent, key=lambda each: each.since)
+                    gone = min(silent, key=lambda each: (each.asked, each.since))
                     gone.end()
                     del self.connections[gone]
                 else:

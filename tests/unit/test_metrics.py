@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import socket
+import stat
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +15,17 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from nestrt.cli._metrics_server import Refused, Request, is_this_machine, wants_openmetrics
+from nestrt.cli import _metrics_listen
+from nestrt.cli._metrics_server import (
+    MOST_CONNECTIONS,
+    STUCK,
+    Connection,
+    Refused,
+    Request,
+    Server,
+    is_this_machine,
+    wants_openmetrics,
+)
 from nestrt.host.counters import Counters
 from nestrt.host.marks import Mark, escape
 from nestrt.host.metrics import BOTH, Collector, Picture, label, seconds
@@ -124,6 +139,8 @@ def test_hosts_that_a_page_on_the_web_could_have(host: str) -> None:
         (b"GET /metrics HTTP/1.1\r\nHost: x\r\nHost: y", 400),
         (b"GET /metrics HTTP/1.1\r\nHost : x", 400),
         (b"GET /metrics HTTP/1.1\r\nHost: x\r\n folded", 400),
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nA: b\nTransfer-Encoding: chunked", 400),
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nA: b\rContent-Length: 9", 400),
     ],
 )
 def test_requests_that_are_none(head: bytes, status: int) -> None:
@@ -147,3 +164,45 @@ def test_a_connection_is_kept_where_nothing_is_in_the_way() -> None:
     assert not Request(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close").keep
     assert not Request(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5").keep
     assert not Request(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked").keep
+
+
+def test_those_who_take_nothing_make_room() -> None:
+    """Clients that ask, and leave a large answer where it is, keep out nobody who comes later."""
+    server = Server([], lambda openmetrics: ("text/plain", b"x" * (16 << 20)))
+    mine: list[socket.socket] = []
+
+    def ask() -> socket.socket:
+        one, other = socket.socketpair()
+        mine.append(one)
+        server._take(Connection(other, False, server.answer))
+        one.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        one.settimeout(20)
+        return one
+
+    try:
+        for _ in range(MOST_CONNECTIONS):
+            assert ask().recv(15) == b"HTTP/1.1 200 OK"
+        time.sleep(STUCK + 0.2)
+        assert ask().recv(15) == b"HTTP/1.1 200 OK"
+        assert len(server.connections) <= MOST_CONNECTIONS
+    finally:
+        for one in mine:
+            one.close()
+
+
+def test_only_the_socket_itself_gets_the_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns the directory may put a symbolic link in the place of the socket at any moment."""
+    secret, path = tmp_path / "secret", tmp_path / "sock"
+    secret.touch(0o600)
+
+    class Swapped(socket.socket):
+        def bind(self, address: object) -> None:
+            super().bind(address)  # type: ignore[arg-type]
+            assert stat.S_IMODE(os.stat(path).st_mode) == 0o620
+            path.unlink()
+            path.symlink_to(secret)
+
+    monkeypatch.setattr(_metrics_listen.socket, "socket", Swapped)
+    (listener,) = _metrics_listen.listeners([f"unix:{path}"], 0o620, False)
+    listener.close()
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
