@@ -233,10 +233,11 @@ def _machine(key: str) -> int:
 
 
 def _others(hierarchy: Hierarchy, key: Key, group: str, path: str) -> list[tuple[str, int]]:
-    """The groups below *group*, off the way to *path*, that use most of what *group* has: not those above others."""
+    """The groups below *group*, beside the way to *path*, that use most of what *group* has: not those above others, nor
+    those below *path*, which are no others."""
     on_the_way = set(ancestors(path))
     used = []
-    for above in ancestors(path):
+    for above in ancestors(path)[:-1]:
         if above != group and not above.startswith(group.rstrip("/") + "/"):
             continue
         try:

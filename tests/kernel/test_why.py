@@ -200,11 +200,14 @@ def test_many_guests_and_who_is_in_the_way(nestrt: Nestrt) -> None:
             for process in (one, two):
                 Path(pids.path(f"{made.parent}/g0000/guest/c1"), "cgroup.procs").write_text(str(process.pid))
             found = answer(nestrt, "why", f"{made.parent}/g0000/guest/init", "pids")
+            whole = answer(nestrt, "why", f"{made.parent}/g0000/guest", "pids")
             for process in (one, two):
                 process.kill()
         (limit,) = found["limits"]
         assert (limit["effective"], limit["left"], limit["tightest"]) == (100, 97, f"{made.parent}/g0000")
         assert limit["in_the_way"] == [{"group": f"{made.parent}/g0000/guest/c1", "usage": 2}]
+        assert whole["limits"][0]["tightest"] == f"{made.parent}/g0000"
+        assert whole["limits"][0]["in_the_way"] == []  # what is below it is its own
         inner = answer(nestrt, "why", "g0000/g0000x")
         assert (inner["guest"], inner["level"], inner["claim"]) == ("g0000/g0000x", 2, True)
         steps = {step["group"]: step["set_by"] for step in inner["limits"][0]["chain"]}
