@@ -70,11 +70,15 @@ WIDER = {
 CLONING = ("launch", "create", "run", "exec")
 
 
+def _rows(commands: dict[str, str]) -> str:
+    return "".join(f"  {name:10} {text}\n" for name, text in commands.items())
+
+
 def usage() -> str:
-    rows = "".join(f"  {name:8} {text}\n" for name, text in COMMANDS.items())
-    verbs = "".join(f"  {name:8} {text}\n" for name, text in VERBS.items())
+    rows, wider, verbs = _rows(COMMANDS), _rows(WIDER), _rows(VERBS)
     return (
-        f"usage: nestrt COMMAND …\n\n{rows}\nAs an OCI runtime: nestrt [GLOBAL OPTION …] VERB …\n\n{verbs}\n"
+        f"usage: nestrt COMMAND …\n\n{rows}\nFor guests of any runtime, and verbs of the OCI runtime too:\n\n{wider}\n"
+        f"As an OCI runtime: nestrt [GLOBAL OPTION …] VERB …\n\n{verbs}\n"
         "nestrt COMMAND --help tells more; nestrt --root DIR --help the global options.\n"
     )
 
@@ -138,15 +142,18 @@ def _engine(words: list[str]) -> int:
         sys.stdout.write(text())
         return 0
     if "help" in given or not words or words[0] not in VERBS:
-        rows = "".join(f"  {name:8} {text}\n" for name, text in VERBS.items())
         wrong = words and "help" not in given
         (sys.stderr if wrong else sys.stdout).write(
-            f"nestrt: unknown verb {words[0]!a}\n" if wrong else engine.help_text(f"\n{rows}")
+            f"nestrt: unknown verb {words[0]!a}\n" if wrong else engine.help_text(f"\n{_rows(VERBS)}")
         )
         return 1 if wrong else 0
     verb, words = words[0], words[1:]
     form = "runtime" if given or verb not in WIDER else _form(verb, flags.root, words)
-    if form != "runtime":
+    if form == "help":
+        _run(verb, words, f"_host_{verb}")
+        sys.stdout.write("\nAs a verb of the OCI runtime:\n\n")
+        sys.stdout.flush()
+    elif form != "runtime":
         try:
             return _timely(verb, lambda: _run(verb, words, f"_host_{verb}"))
         except NotFound as error:
@@ -159,13 +166,13 @@ def _engine(words: list[str]) -> int:
 
 def _form(verb: str, root: str, words: list[str]) -> str:
     """Which form of *verb* is meant: the "runtime"'s for a container of *root*, the "host"'s where *words* make no
-    sense to the runtime's, or "either", the host's if there is such a guest."""
+    sense to the runtime's, or "either", the host's if there is such a guest; "help": that of both is wanted."""
     from os.path import isdir
 
     from nestrt.cli.options import parse_go
 
     if words[:1] in (["--help"], ["-h"]):
-        return "host" if verb in ("ps", "events") else "runtime"
+        return "host" if verb in ("ps", "events") else "help"  # whose help tells of the runtime's form
     module = __import__(f"nestrt.cli.{verb}", fromlist=["OPTIONS"])
     try:
         single, repeated, operands = parse_go(module.OPTIONS, words, verb, permute=verb not in ("ps", "exec"))

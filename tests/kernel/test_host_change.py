@@ -429,3 +429,11 @@ def test_a_guest_of_a_guest(nestrt: Nestrt, guest_name: str, python: PythonRoot)
 def test_help(nestrt: Nestrt) -> None:
     for words in (("freeze",), ("thaw",), ("kill", "--signal", "TERM"), ("update", "--cpus", "0")):
         assert "usage: nestrt" in nestrt.run(*words, "--help").ok().out
+    for verb, own, runtime in (
+        ("kill", "--signal", "Send SIGNAL (default: SIGTERM)"),
+        ("update", "--deny-device", "--cpu-period"),
+        ("exec", "--unfiltered", "--console-socket"),
+    ):
+        both = nestrt.run(verb, "--help").ok().out
+        assert both.index(own) < both.index("As a verb of the OCI runtime") < both.index(runtime)
+        assert own not in nestrt.run("--debug", verb, "--help").ok().out
