@@ -7,7 +7,8 @@ import sys
 
 from nestrt.act.trials import carry_out
 from nestrt.cli._check import is_waiting, named, subject_of
-from nestrt.cli._view import look, write, write_json
+from nestrt.cli._formats import add_options, write_rows
+from nestrt.cli._view import look, write
 from nestrt.errors import InputError, NestrtError, StateError
 from nestrt.host.laws import by_law, judge, process_of
 from nestrt.host.laws_lock import limit_files_of
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("names", metavar="NAME", nargs="*", help="guests, by name, id or process")
     parser.add_argument("-a", "--all", action="store_true", help="every running guest, at every level")
     parser.add_argument("--passive", action="store_true", help="look only: enter nothing, try nothing")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="json: all that was found")
+    add_options(parser, ("table", "json", "yaml"))
     options = parser.parse_args(argv)
     if options.all == bool(options.names):
         reason = "both names and --all are given" if options.all else "none is named"
@@ -80,10 +81,10 @@ def main(argv: list[str]) -> int:
         status = status or (0 if holds else 1)
         results.append(report(guest, pid, holds, laws, found, left))
         lines += table(guest, laws, heading=options.all or len(options.names) > 1)
-    if options.format == "json":
-        write_json(results)
-    else:
+    if options.format == "table":
         write(lines)
+    else:
+        write_rows(options, results, ())
     return status
 
 
@@ -148,17 +149,21 @@ def report(
     found: tuple[Finding, ...],
     left: tuple[str, ...],
 ) -> dict[str, object]:
-    """What ``--format json`` prints of a guest; *holds* is null where it is not known."""
+    """What other forms than the table have of a guest; *holds* is null where it is not known."""
     return {
         "name": guest.name,
         "path": guest.path,
         "level": guest.level,
         "pid": pid,
         "holds": holds,
-        "laws": [dict(finding.__dict__) for finding in laws],
-        "findings": [dict(finding.__dict__) for finding in found],
+        "laws": [_fields(finding) for finding in laws],
+        "findings": [_fields(finding) for finding in found],
         "left": list(left),
     }
+
+
+def _fields(finding: Finding) -> dict[str, object]:
+    return {name: getattr(finding, name) for name in ("law", "holds", "what", "remedy")}
 
 
 def table(guest: Guest, laws: tuple[Finding, ...], heading: bool) -> list[str]:

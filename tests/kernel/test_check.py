@@ -167,7 +167,7 @@ def test_all_are_those_that_run(nestrt: Nestrt, new_guest: NewGuest, busybox: Pa
         ([str(os.getpid())], 3, "it is in no guest's groups"),
         ([], 2, "none is named"),
         (["--all", "x"], 2, "both names and --all are given"),
-        (["--format", "xml", "x"], 2, "invalid choice"),
+        (["--format", "xml", "x"], 2, "there is no such format"),
     ],
 )
 def test_errors_are_one_line_with_a_status(nestrt: Nestrt, words: list[str], status: int, text: str) -> None:

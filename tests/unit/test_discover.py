@@ -65,7 +65,7 @@ def test_values() -> None:
     assert taken("ps", True, "--format") == ("", ("table", "json"))
     assert taken("hook", False, "--policy") == ("policies", ())
     assert taken("wrap", False, "--runtime") == ("files", ())
-    assert taken("check", False, "--format") == ("", ("table", "json"))
+    assert taken("check", False, "--format") == ("", ("table", "json", "yaml"))
     form = argparse.ArgumentParser()
     form.add_argument("--format", type=Format(("a", "b")))
     assert _discover._of_parser(form, "").options[-1].choices == ("a", "b")
