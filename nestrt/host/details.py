@@ -7,7 +7,7 @@ from nestrt.host.render import amount, human, moment, table
 from nestrt.host.report import shown_inside
 from nestrt.host.sight import Sight, count_groups
 from nestrt.host.walk import Guest
-from nestrt.level.units import MAX
+from nestrt.level.units import MAX, format_quota
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,22 @@ def _pairs(values: dict[str, Any] | None) -> str:
     return escape(", ".join(parts)) or "-"
 
 
+def _asked(values: dict[str, Any] | None, raw: bool) -> dict[str, Any]:
+    """Limits as a mark has them, with units; what is no number is left as it is: whoever wrote a claim may lie."""
+
+    def text(key: str, value: Any) -> Any:
+        if raw or not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 64:
+            return value
+        if key in ("memory", "swap", "hugetlb"):
+            return human(value)
+        return format_quota(value) if key == "cpu_quota" else "max" if value == MAX else value
+
+    return {
+        key: {inner: text(key, item) for inner, item in value.items()} if isinstance(value, dict) else text(key, value)
+        for key, value in (values or {}).items()
+    }
+
+
 def _identity(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
     """What can be seen of the guest, whoever marked it."""
     caps = sight.caps(guest)
@@ -54,7 +70,7 @@ def _identity(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
     return rows
 
 
-def _marked(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
+def _marked(sight: Sight, guest: Guest, raw: bool) -> list[tuple[str, ...]]:
     """What the mark and the stamp say."""
     mark = guest.mark
     ids = ", ".join(f"{inside} is {outside} outside, {count} of them" for inside, outside, count in mark.ids)
@@ -70,7 +86,7 @@ def _marked(sight: Sight, guest: Guest) -> list[tuple[str, ...]]:
         ("policy", (escape(mark.policy) or "-") + top + ("" if mark.virtualize else ", not virtualized")),
         ("user ids", ids or "those of the launching level"),
         ("view", _pairs(mark.view)),
-        ("limits asked", _pairs(mark.limits)),
+        ("limits asked", _pairs(_asked(mark.limits, raw))),
         ("net", _pairs(mark.net)),
         ("removed at end", "yes" if mark.rm else "no"),
         ("stamp", _pairs(sight.stamp(guest))),
@@ -204,7 +220,7 @@ def details(
     return [
         escape(guest.name),
         *("  " + line for line in table(_identity(sight, guest))),
-        *_section(said, table(_marked(sight, guest))),
+        *_section(said, table(_marked(sight, guest, raw))),
         *_section("inside", table(inside) if inside else []),
         *_section("limits", table(limits) if len(limits) > 1 else []),
         *_section("used", table(counted) if counted else []),

@@ -177,6 +177,12 @@ def count_groups(guest: Guest) -> int:
     return sum(len(inner.groups) for inner in guest.everyone()) + sum(1 for _ in guest.everyone()) - 1
 
 
+def _is_group(guest: Guest, name: str) -> bool:
+    """Whether *name* is a guest's ("web") and that of a group in it ("web/job")."""
+    path = guest.root + name[len(guest.name) :]
+    return name.startswith(guest.name + "/") and any(group.path == path for group in guest.groups)
+
+
 def find(view: View, name: str) -> Guest:
     """The guest called *name* ("web", "web/db"), or whose limit group's path that is ("/nestrt/web").
 
@@ -191,7 +197,8 @@ def find(view: View, name: str) -> Guest:
     if found:
         paths = " or ".join(guest.path for guest in found[:8])
         raise InputError("tell which guest is meant by", name, f"{len(found)} groups claim this name", f"say {paths}")
-    near = closest(name, [guest.name for guest in everyone[:1000]])
+    around = next((guest for guest in everyone if _is_group(guest, name)), None)
+    near = f"{around.name}:{name[len(around.name) :]}" if around else closest(name, [g.name for g in everyone[:1000]])
     remedy = f"did you mean {escape(near)}?" if near else "nestrt ls shows all guests"
     if not everyone:
         remedy = "there is no guest in sight at all"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nestrt.errors import InputError, NotFound
+from nestrt.host.details import _asked
 from nestrt.host.marks import Mark
 from nestrt.host.render import ASCII, Node, ago, draw, human, moment, table
 from nestrt.host.sight import count_groups, find
@@ -56,6 +57,19 @@ def test_human(size: int, text: str) -> None:
     assert human(size) == text
 
 
+def test_limits_of_a_mark_have_units() -> None:
+    marked = {"memory": 64 << 20, "swap": -1, "cpu_quota": 150000, "pids": -1, "cpu_weight": 100, "cpus": "0-1"}
+    assert _asked({**marked, "hugetlb": {"2MB": 4 << 20}}, raw=False) == {
+        "memory": "64M", "swap": "max", "cpu_quota": "1.5", "pids": "max", "cpu_weight": 100, "cpus": "0-1",
+        "hugetlb": {"2MB": "4M"},
+    }  # fmt: skip
+    assert _asked(marked, raw=True) == marked
+    # Of a claim nothing is certain.
+    odd = {"memory": 10**400, "swap": True, "cpu_quota": "x", "pids": [1], "cpus": None, "io": {"a": {"b": 1}}}
+    assert _asked(odd, raw=False) == odd
+    assert _asked(None, raw=False) == {}
+
+
 def test_times() -> None:
     assert [ago(seconds) for seconds in (-3, 5, 65, 7300, 90000)] == ["0s", "5s", "1m", "2h", "1d"]
     assert moment(1763770000) == "2025-11-22T00:06:40Z"
@@ -88,6 +102,8 @@ def test_find() -> None:
     with pytest.raises(NotFound, match="did you mean web/db") as caught:
         find(view, "web/dv")
     assert caught.value.status == 3
+    with pytest.raises(NotFound, match="did you mean web/db:/init"):
+        find(view, "web/db/init")  # a group, which tree and why take
     with pytest.raises(NotFound, match="no guest in sight"):
         find(View(0, "host", (), []), "web")
     assert count_groups(web) == 5
