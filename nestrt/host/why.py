@@ -233,8 +233,8 @@ def _machine(key: str) -> int:
 
 
 def _others(hierarchy: Hierarchy, key: Key, group: str, path: str) -> list[tuple[str, int]]:
-    """The groups below *group*, beside the way to *path*, that use most of what *group* has: not those above others, nor
-    those below *path*, which are no others."""
+    """The groups below *group*, beside the way to *path*, that use most of what *group* has: not those above others,
+    nor those below *path*, which are no others."""
     on_the_way = set(ancestors(path))
     used = []
     for above in ancestors(path)[:-1]:
