@@ -88,7 +88,11 @@ def _put(pid: int, start: int, source: str, target: str, kind: str) -> None:
 def _helper(process: int, tree: int, root: int, words: list[str]) -> int:
     """The errno with which the helper failed, 0 where it did not, -1 where it had to be killed."""
     # No copy of this process, which may have threads and much memory, goes into a guest: a new program.
-    places = [(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in ((process, PIDFD), (tree, TREE), (root, ROOT))]
+    places: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_DUP2, fd, to) for fd, to in ((process, PIDFD), (tree, TREE), (root, ROOT))
+    ]
+    # Whoever reads what we write does not wait for a helper that cannot be killed.
+    places += [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
     argv = [sys.executable, "-I", "-S", "-c", PROGRAM, PACKAGE, *words]
     child = os.posix_spawn(sys.executable, argv, {}, file_actions=places, setsigmask=[])
     watch = os.pidfd_open(child)

@@ -87,6 +87,10 @@ def _change(namespace: int, proc: int, read_only: bool, only: tuple[Row, ...] | 
 def _help(pipe: int, namespace: int, proc: int, read_only: bool, only: tuple[Row, ...] | None) -> NoReturn:
     try:
         prctl.set_parent_death_signal(_signal.SIGKILL)
+        # Whoever reads what we write does not wait for a helper that cannot be killed.
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
         try:
             answer = _change(namespace, proc, read_only, only)
         except OSError as error:

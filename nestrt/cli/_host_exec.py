@@ -59,6 +59,7 @@ OPTIONS = (
 FAILED = 125
 KILL = 9
 PATIENCE = 15  # seconds that the guest may keep the new process from running before it is the program
+KILL_PATIENCE = 1.0
 
 
 class Enterer(Creator):
@@ -71,7 +72,10 @@ class Enterer(Creator):
         return super()._cause(step, error)
 
     def abandon(self) -> None:
-        """End the process; on v1 one that the guest has frozen is taken out of its group, so that it can die."""
+        """End the process; on v1 one that the guest has frozen is taken out of its group, so that it can die.
+
+        What waits for FUSE (fs/fuse/dev.c, request_wait_answer()) is left to itself: it ends as soon as it can.
+        """
         if self.pid:
             pidfd.send_signal(self.pidfd, KILL)
             for hierarchy in read_hierarchies():
@@ -80,6 +84,8 @@ class Enterer(Creator):
                         cgroup.write(hierarchy.path("/", "cgroup.procs"), str(self.pid))
                     except OSError:
                         continue
+            if not pidfd.wait(self.pidfd, KILL_PATIENCE):
+                return
         super().abandon()
 
 

@@ -24,8 +24,10 @@ from nestrt.probe.facts import primary, read_hierarchies
 from support.attack_oci import CATCHER, Isolated, isolated
 from support.guests import MODES, directory
 from support.hostside import has_v1, hierarchies, limit_group, mark, processes
+from support.need import SLOW
 from support.rootfs import PythonRoot
 from support.runner import Nestrt, wait_for
+from support.silent_file import silent
 
 NewGuest = Callable[[], str]
 MakeBusybox = Callable[[], Path]
@@ -119,6 +121,21 @@ def test_a_guest_that_freezes_what_enters(nestrt: Nestrt, guest_name: str, busyb
     ours = [pid for pid in os.listdir("/proc") if pid.isdigit() and _is_exec(pid, guest_name)]
     assert ours == []
     nestrt.run("kill", guest_name).ok()
+
+
+def test_a_silent_filesystem_keeps_nobody_waiting(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
+    """FUSE where exec looks for its directory, and where update puts a node: who waits there cannot even be killed."""
+    nestrt.launch("--rootfs", busybox, "--name", guest_name, "-d", "--", "sleep", "1000").ok()
+    (row,) = json.loads(nestrt.run("ls", "--format", "json", guest_name).ok().out)
+    with silent(row["pid"], "/mnt", "lookup"):
+        result = nestrt.run("exec", "-w", "/mnt/x", guest_name, "true", timeout=40)
+        assert (result.rc, "keeps the new process from running" in result.err) == (125, True), result
+    with silent(row["pid"], "/dev", "lookup"):
+        # By pipes, which a process that is left behind could keep open.
+        command = [nestrt.command, "update", guest_name, "--device", "/dev/fuse"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=40 * SLOW, check=False)
+        assert done.returncode == 0, done
+        assert "the guest may use /dev/fuse, and finds no node there" in done.stderr
 
 
 def _is_exec(pid: str, name: str) -> bool:
