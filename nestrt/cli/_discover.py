@@ -16,6 +16,8 @@ from nestrt.cli import options as tables
 from nestrt.cli._formats import Format
 from nestrt.cli.engine import Globals
 from nestrt.errors import NestrtError
+from nestrt.host.event import KINDS as EVENTS
+from nestrt.host.render import SHORT
 from nestrt.record import record
 
 TYPE_CHECKING = False
@@ -29,7 +31,7 @@ KINDS = {
     "FILE": "files", "PATH": "files", "DIR": "directories", "COMMAND": "files", "ROOTFS": "directories",
     "NAME": "guests", "GUEST": "guests", "GROUP": "guests", "ID": "containers", "SIGNAL": "signals",
 }  # fmt: skip
-FIXED = {"BOOL": ("true", "false")}
+FIXED = {"BOOL": ("true", "false"), "KINDS": tuple(EVENTS), "KEY": (*SHORT.values(), *SHORT)}
 FIRST_LINE = re.compile(r"usage: nestrt (?:\[GLOBAL OPTION …\] )?(.*)")
 OPTION_LINE = re.compile(r"\s+(?:-(\w), )?--([a-z-]+)(?: ([A-Z=:]+))?\s\s+(.*)")
 

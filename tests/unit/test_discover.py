@@ -63,6 +63,8 @@ def test_values() -> None:
     assert taken("launch", False, "-m") == ("", ())
     assert taken("launch", False, "--net") == ("", ("none", "host", "veth"))
     assert taken("ps", True, "--format") == ("", ("table", "json"))
+    assert "oom_kill" in taken("_host_events", False, "--kinds")[1]
+    assert discover("why", False, "").operands[1].choices[:2] == ("memory", "pids")
     assert taken("hook", False, "--policy") == ("policies", ())
     assert taken("wrap", False, "--runtime") == ("files", ())
     assert taken("check", False, "--format") == ("", ("table", "json", "yaml"))
