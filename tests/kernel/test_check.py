@@ -594,25 +594,18 @@ def test_a_container_with_no_more_than_a_mark_keeps_few_laws(
 
 
 # What the hooks of every start pay for.
-def test_looking_is_quick(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
+def test_looking_loads_no_ctypes(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
     pid = launch(nestrt, guest_name, busybox, *MODES["nouserns"])
     code = f"""
-import sys, time
+import sys
 from nestrt.host.laws import read_back
 from nestrt.level.policy import Policy
 from nestrt.probe.facts import read_hierarchies
-hierarchies, policy, times = read_hierarchies(), Policy(), []
-for _ in range(9):
-    began = time.perf_counter()
-    found = read_back({pid}, {limit_group(guest_name)!r}, hierarchies, policy)
-    times.append(time.perf_counter() - began)
+found = read_back({pid}, {limit_group(guest_name)!r}, read_hierarchies(), Policy())
 assert all(finding.holds for finding in found), found
 assert "ctypes" not in sys.modules, "a hook that loads no ctypes is to stay without"
-print(sorted(times)[2])
 """
     root = Path(__file__).resolve().parents[2]
     words = ["/usr/bin/python3", "-ISc", f"import sys; sys.path.insert(0, {str(root)!r})\n{code}"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    slow = float(os.environ.get("NESTRT_SLOW", "1"))
-    assert float(done.stdout) < 0.006 * slow, f"{float(done.stdout) * 1000:.1f} ms"

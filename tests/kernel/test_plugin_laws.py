@@ -293,7 +293,8 @@ def test_the_host_sees_guests_of_guests(wrapped: Wrapped, python: PythonRoot) ->
     assert read("memory", place, *MEMORY) == str(256 * MIB)
     found = mark(place)
     assert (found["name"], found["level"]) == ("two", 2)
-    pid = next(row["pid"] for row in json.loads(wrapped.nestrt.run("ls", "--format", "json").out) if row["level"] == 2)
+    rows = json.loads(wrapped.nestrt.run("ls", "--format", "json").out)
+    pid = next(row["pid"] for row in rows if row["name"] == f"{wrapped.id}/two")
     assert set(memberships(pid).values()) == {f"{place}/guest/init"}
     wrapped.delete("--force", timeout=30).ok()
     wrapped.gone()
