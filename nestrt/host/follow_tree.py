@@ -21,7 +21,7 @@ from nestrt.host.event import Event, Guests, Known
 from nestrt.host.follow_lives import Lives
 from nestrt.host.follow_place import Place, froze_itself, most_watches, read_counts
 from nestrt.host.marks import read_mark
-from nestrt.host.walk import DEEPEST
+from nestrt.host.walk import DEEPEST, MOST_LEVELS
 from nestrt.kernel import inotify
 from nestrt.plan.facts import Hierarchy
 from nestrt.probe.facts import primary
@@ -218,6 +218,8 @@ class Tree:
 
     def _mark(self, hierarchy: Hierarchy, path: str, directory: str, guest: Known | None, now: float) -> None:
         if path in self.guests.known or not path or (guest is not None and path == guest.root):
+            return
+        if guest is not None and guest.level - self.guests.level >= MOST_LEVELS:
             return
         names = os.listxattr(directory)
         mark = read_mark(directory, names) if names else None

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # Nothing bounds the depth of a v1 tree. Paths are kept, so memory grows with the square of the depth.
 DEEPEST = 256
+# Guests in each other; what a guest claims beyond is a group. What is said of one costs what is around it and below.
+MOST_LEVELS = 32
 # A path of one system call has to fit PATH_MAX (4096).
 LONGEST_PATH = 4000
 
@@ -333,7 +335,7 @@ def _sort_in(view: View, places: dict[str, _Place]) -> None:
             around.pop()
         outer = around[-1] if around else None
         # A guest owns its root's attributes; it cannot make a guest of the root itself.
-        if place.mark and not (outer and path == outer.root):
+        if place.mark and len(around) < MOST_LEVELS and not (outer and path == outer.root):
             own = place.mark.name or escape(path.rpartition("/")[2])
             guest = Guest(
                 name=f"{outer.name}/{own}" if outer else own,

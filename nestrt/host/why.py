@@ -86,7 +86,7 @@ class Subject:
 def subject(hierarchies: tuple[Hierarchy, ...], text: str) -> Subject:
     """What *text* means: a pid, a guest's name ("web", "web/db"), a group of a guest ("web:/job"), a group's path
     ("/nestrt/web") or directory ("/sys/fs/cgroup/memory/nestrt/web"). Raises NotFound, InputError."""
-    if text.isascii() and text.isdigit():
+    if text.isascii() and text.isdigit() and len(text) < 20:
         return _of_pid(hierarchies, int(text))
     name, colon, inner = text.partition(":")
     if text.startswith("/"):

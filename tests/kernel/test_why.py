@@ -111,6 +111,7 @@ def test_a_group_that_asks_for_more_than_there_is(nestrt: Nestrt, guest: str) ->
     [
         (["nosuch"], 3, "there is no such guest"),
         (["4999999"], 3, "there is no such process"),
+        (["9" * 5000], 3, "there is no such guest"),
         (["/nestrt-nosuch"], 3, "no hierarchy has it"),
         (["/..", "memory"], 2, "no path of a group"),
         (["{guest}:/../.."], 2, "no path of a group"),

@@ -9,7 +9,7 @@ from nestrt.host.details import _asked
 from nestrt.host.marks import Mark
 from nestrt.host.render import ASCII, Node, ago, draw, human, moment, table
 from nestrt.host.sight import count_groups, find
-from nestrt.host.walk import Group, Guest, View
+from nestrt.host.walk import MOST_LEVELS, Group, Guest, View, _Place, _sort_in
 
 
 def guest(name: str, path: str, *guests: Guest, claim: bool = False) -> Guest:
@@ -107,3 +107,13 @@ def test_find() -> None:
     with pytest.raises(NotFound, match="no guest in sight"):
         find(View(0, "host", (), []), "web")
     assert count_groups(web) == 5
+
+
+def test_no_more_guests_in_each_other_than_can_be_shown_in_time() -> None:
+    """A guest marks every group of a deep tree: what is said of each costs what is around it and below."""
+    places = {"/w" + "/n" * depth: _Place([""], Mark("user.nestrt", "n"), 0, True) for depth in range(250)}
+    view = View(0, "host", (), [])
+    _sort_in(view, places)
+    guests = list(view.everyone())
+    assert [found.level for found in guests] == list(range(1, MOST_LEVELS + 1))
+    assert len(guests[-1].groups) == 250 - MOST_LEVELS
