@@ -186,11 +186,11 @@ def _limit(found: Subject, answer: Answer, raw: bool) -> Iterator[str]:
 
 
 def _by(found: Subject, group: str, setter: str) -> str:
-    """Who set it; of a guest's limits also by which policy."""
+    """Who set it; of a guest's limits also the policy that it has: the default one limits nothing."""
     if not setter:
         return ""
     guest = next((one for one in found.view.everyone() if group in (one.path, one.root)), None)
     policy = guest.mark.policy if guest else ""
-    if policy and guest and not guest.claim:
+    if policy not in ("", "default") and guest and not guest.claim:
         return f"{setter} (policy {os.path.basename(policy)[:60]})"
     return setter

@@ -8,8 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nestrt.cli.why import _by
 from nestrt.host.effective import ancestors, tighten
 from nestrt.host.keys import keyed, keys_of, number, numbers, quota
+from nestrt.host.marks import Mark
+from nestrt.host.walk import Guest, View
+from nestrt.host.why import Subject
 from nestrt.level.units import MAX
 
 
@@ -116,3 +120,15 @@ def test_keys_have_one_name_on_v1_and_v2() -> None:
     assert usages["memory.max"] == "memory.current"
     assert usages["hugetlb.2MB.max"] == "hugetlb.2MB.current"
     assert usages["cpu.max"] == ""
+
+
+def test_who_set_it_names_a_policy_that_can_limit() -> None:
+    def said(policy: str, claim: bool = False) -> str:
+        mark = Mark("trusted.nestrt", policy=policy)
+        web = Guest("web", "/nestrt/web", 1, mark, claim, 0, ("",), [], [], [])
+        return _by(Subject({}, View(0, "host", (), [web])), "/nestrt/web", "host")
+
+    assert said("default") == "host"  # as without a file: options alone
+    assert said("/etc/nestrt/policies/ci.toml") == "host (policy ci.toml)"
+    assert said("nested") == "host (policy nested)"
+    assert said("nested", claim=True) == "host"
