@@ -44,18 +44,18 @@ def freeze(directory: str, version: int, late: Callable[[], object] | None = Non
 
 
 def not_stopped(directory: str) -> list[int]:
-    """The processes in a group that was told to stop, and below, that have not; [] where the kernel does not say."""
-    found, silent = [], False
+    """The processes in a group that was told to stop, and below, that wait for something else; [] where the kernel does
+    not say what for: "0", as of those that run and are about to stop."""
+    found = []
     for pid in sorted(cgroup.processes_below(directory)):
         try:
             with open(f"/proc/{pid}/wchan", encoding="ascii", errors="replace") as file:
                 place = file.read(256)
         except OSError:
             continue  # it has ended
-        silent = silent or place in ("", "0")
-        if place not in _STOPPED:
+        if place not in (*_STOPPED, "", "0"):
             found.append(pid)
-    return [] if silent and len(found) > 1 else found
+    return found
 
 
 def thaw(directory: str, version: int) -> None:
