@@ -41,9 +41,10 @@ def normal(name: str) -> str:
 
 
 def heading(name: str) -> str:
-    """The heading of a field: ``GUEST PID`` of GuestPid and of guest_pid."""
+    """The heading of a field: ``GUEST PID`` of GuestPid and of guest_pid, ``PIDS`` of PIDs."""
+    body = name[:-1] if name[-1:] == "s" and name[:-1].isupper() else name
     parts = [
-        f" {c}" if c.isupper() and i and (name[i - 1].islower() or name[i + 1 : i + 2].islower()) else c
+        f" {c}" if c.isupper() and i and (name[i - 1].islower() or body[i + 1 : i + 2].islower()) else c
         for i, c in enumerate(name)
     ]
     return " ".join("".join(parts).replace("_", " ").upper().split())
