@@ -89,7 +89,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--since", metavar="TIME", help="also what has happened since then")
     parser.add_argument("--until", metavar="TIME", help="only what happens before")
     parser.add_argument("--kinds", metavar="KINDS", help="these kinds of events only")
-    parser.add_argument("--pressure", metavar="PRESSURE", default=USUAL_PRESSURE, help="default: 10%%/2s")
+    parser.add_argument("--pressure", metavar="PRESSURE", default=USUAL_PRESSURE, help="how much is told (10%%/2s)")
     parser.add_argument("--totals", action="store_true", help="no events: how often what has happened so far")
     parser.add_argument(
         "--record", metavar="DIR", nargs="?", const=DIRECTORY, help=f"write all down as well (default: {DIRECTORY})"
