@@ -85,8 +85,23 @@ def start_time(pid: int) -> int:
         return -1
 
 
-def is_running(guest: Guest, view: View) -> bool:
-    """Whether any process is in the guest's groups, or in those of its guests, in any hierarchy."""
+def is_running(guest: Guest, view: View, known: dict[str, bool] | None = None) -> bool:
+    """Whether any process is in the guest's groups, or in those of its guests, in any hierarchy.
+
+    *known* keeps by path what was found, so that of a nest each group is looked into once.
+    """
+    known = {} if known is None else known
+    if guest.path not in known:
+        known[guest.path] = (
+            _is_populated(guest, view)
+            or _has_processes(guest, view)
+            or any(is_running(inner, view, known) for inner in guest.guests)
+        )
+    return known[guest.path]
+
+
+def _is_populated(guest: Guest, view: View) -> bool:
+    """What the v2 tree says of the limit group with all below it."""
     for hierarchy in view.hierarchies:
         if hierarchy.version == 2 and hierarchy.name in guest.hierarchies:
             try:
@@ -94,14 +109,17 @@ def is_running(guest: Guest, view: View) -> bool:
                     return True
             except OSError:
                 continue
-    # cgroup.events covers the whole subtree of the v2 tree; v1 has nothing like it.
+    return False
+
+
+def _has_processes(guest: Guest, view: View) -> bool:
+    """Whether the guest's own groups have any in a v1 hierarchy, which tells only of each group."""
     for hierarchy in view.hierarchies:
         if hierarchy.version == 1:
-            for inner in guest.everyone():
-                paths = [inner.path] if hierarchy.name in inner.hierarchies else []
-                paths += [group.path for group in inner.groups if hierarchy.name in group.hierarchies]
-                if any(pids_in(hierarchy.path(path)) for path in paths):
-                    return True
+            paths = [guest.path] if hierarchy.name in guest.hierarchies else []
+            paths += [group.path for group in guest.groups if hierarchy.name in group.hierarchies]
+            if any(pids_in(hierarchy.path(path)) for path in paths):
+                return True
     return False
 
 

@@ -44,6 +44,7 @@ class Sight:
         # Seen from inside a guest, "/" is its guest root, which shows what the levels above allow.
         self.names["/"] = f"level {view.level}"
         self.reader = Reader()
+        self._running: dict[str, bool] = {}
         self._processes: dict[str, list[Process]] = {}
         self._commands: set[str] = set()
 
@@ -73,7 +74,7 @@ class Sight:
         """
         if guest.mark.state == "creating" and not guest.claim and is_launching(guest.mark.name):
             return "creating"
-        if not is_running(guest, self.view):
+        if not is_running(guest, self.view, self._running):
             return "stopped"
         return "paused" if self._frozen(guest) else "running"
 
