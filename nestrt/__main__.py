@@ -8,7 +8,9 @@ from nestrt.errors import NestrtError, NotFound, one_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
+    from typing import NoReturn
 
 # command: what it does
 COMMANDS = {
@@ -186,10 +188,19 @@ def _form(verb: str, root: str, words: list[str]) -> str:
     return "runtime" if wider and (single.keys() | repeated.keys()) - wider else "either"
 
 
+def _wrong(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """What argparse says of a bad command line, as all errors are: one line, of which a terminal obeys nothing."""
+    text = f"nestrt: cannot read the command line of {parser.prog}: {message}; see {parser.prog} --help"
+    sys.stderr.write(one_line(text) + "\n")
+    sys.exit(2)
+
+
 def _run(command: str, argv: list[str], name: str = "") -> int:
     """Carry out *command*, in the module of its name; in the module *name*, a verb's wider form: raises NotFound."""
     try:
         module = __import__(f"nestrt.cli.{name or command}", fromlist=["main"])
+        if argparse := sys.modules.get("argparse"):
+            argparse.ArgumentParser.error = _wrong
         status = module.main(argv)
         sys.stdout.flush()
     except NestrtError as error:

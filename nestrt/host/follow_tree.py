@@ -217,9 +217,8 @@ class Tree:
             return []
 
     def _mark(self, hierarchy: Hierarchy, path: str, directory: str, guest: Known | None, now: float) -> None:
-        if path in self.guests.known or not path or (guest is not None and path == guest.root):
-            return
-        if guest is not None and guest.level - self.guests.level >= MOST_LEVELS:
+        none = guest is not None and (path == guest.root or guest.level - self.guests.level >= MOST_LEVELS)
+        if none or path in self.guests.known or not path:
             return
         names = os.listxattr(directory)
         mark = read_mark(directory, names) if names else None

@@ -248,6 +248,8 @@ def test_other_commands(nestrt: Nestrt) -> None:
         (("delete",), 1, ["no id is given"]),
         (("show", "nestrt-t-absent"), 3, ["nestrt-t-absent"]),
         (("gc", "x"), 2, ["argument x", "nestrt delete"]),
+        (("ls", "--\x1b[31m"), 2, ["cannot read the command line of nestrt ls", r"--\x1b[31m; see nestrt ls --help"]),
+        (("host", "initt"), 2, ["invalid choice: 'initt'", "see nestrt host --help"]),
     ):
         result = nestrt.run(*args)
         assert result.rc == status, result
