@@ -10,6 +10,7 @@ import pytest
 
 from support.daemons import Containerd, Docker
 from support.engines import Nest, image_archive
+from support.lxc import Lxc
 from support.need import require
 from support.podman import IMAGE, Podman
 
@@ -81,4 +82,18 @@ def docker(docker_engine: Docker) -> Iterator[Docker]:
     yield docker_engine
     left = docker_engine.clear()
     if left:
+        pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def lxc_engine(nest: Nest, busybox: Path) -> Lxc:
+    _needs("lxc-start", "newuidmap")
+    return Lxc(nest, busybox)
+
+
+@pytest.fixture
+def lxc(lxc_engine: Lxc) -> Iterator[Lxc]:
+    """LXC; at the end its containers are removed, and the test fails if anything of them stays."""
+    yield lxc_engine
+    if left := lxc_engine.clear():
         pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.engines import Nest
 from support.hostside import group_file, mark, processes, read
 from support.lxc import Lxc, limit_group
-from support.need import require
 
 MIB = 1 << 20
 MEMORY = group_file("memory", "/", "memory.limit_in_bytes", "memory.max")
 LIMIT = f"lxc.cgroup{'2' if MEMORY.name == 'memory.max' else ''}.{MEMORY.name} = 64M"
-
-
-@pytest.fixture(scope="module")
-def lxc_engine(nest: Nest, busybox: Path) -> Lxc:
-    missing = [name for name in ("lxc-start", "newuidmap") if not os.path.exists(f"/usr/bin/{name}")]
-    require("engines", f"not installed: {' '.join(missing)}" if missing else None)
-    return Lxc(nest, busybox)
-
-
-@pytest.fixture
-def lxc(lxc_engine: Lxc) -> Iterator[Lxc]:
-    yield lxc_engine
-    if left := lxc_engine.clear():
-        pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
 
 
 @pytest.mark.parametrize("private", [True, False], ids=["private", "shared"])

@@ -20,10 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from support.engines import Nest, command
+from support.engines import command
 from support.hostside import group_file, groups, hierarchies, mark, processes, read, scratch_disk
 from support.lxc import IDS, NESTRT, Lxc, limit_group
-from support.need import require
 from support.rootfs import CHECKOUT
 from support.runner import wait_for
 
@@ -36,21 +35,6 @@ LIMITS = (
 )
 MEMORY = group_file("memory", "/", "memory.limit_in_bytes", "memory.max")
 PIDS = group_file("pids", "/", "pids.max", "pids.max")
-
-
-@pytest.fixture(scope="module")
-def lxc_engine(nest: Nest, busybox: Path) -> Lxc:
-    missing = [name for name in ("lxc-start", "newuidmap") if not os.path.exists(f"/usr/bin/{name}")]
-    require("engines", f"not installed: {' '.join(missing)}" if missing else None)
-    return Lxc(nest, busybox)
-
-
-@pytest.fixture
-def lxc(lxc_engine: Lxc) -> Iterator[Lxc]:
-    """LXC; at the end its containers are removed, and the test fails if anything of them stays."""
-    yield lxc_engine
-    if left := lxc_engine.clear():
-        pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
 
 
 @pytest.fixture(params=["shared", "private"])
