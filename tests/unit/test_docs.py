@@ -270,7 +270,7 @@ def test_commands_in_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
         if words[0] != "nestrt" or len(words) < 2 or not words[1].isalpha() or not words[1].islower():
             continue
         assert words[1] in (*COMMANDS, *VERBS), line
-        if words[1] in ("policy", "guest", "hook", "hooks"):
+        if words[1] in ("policy", "guest", "hook", "hooks", "host"):
             continue
         own = words[2 : words.index("--")] if "--" in words else words[2:]
         known = flags(helped(capsys, words[1])) | COMMON
