@@ -198,6 +198,7 @@ def test_the_svg_has_every_group_and_its_figures(scene: Scene) -> None:
     assert 58 < float(fill.get("height", "").removesuffix("%")) < 70
 
 
+@pytest.mark.slow_on_vm
 def test_what_is_drawn_can_be_chosen(scene: Scene) -> None:
     assert set(boxes(graph(NAME, "--depth", "0").ok().out)) == {NAME, f"{NAME}/inner", "not given"}
     by_pids = boxes(graph(NAME, "--by", "pids").ok().out)
@@ -214,6 +215,7 @@ def test_what_is_drawn_can_be_chosen(scene: Scene) -> None:
     assert figures(host)["memory"].endswith("; all that the machine has")
 
 
+@pytest.mark.slow_on_vm
 def test_the_file_is_replaced_and_never_what_it_points_to(scene: Scene, tmp_path: Path) -> None:
     page, picture, link, secret = (tmp_path / name for name in ("a.html", "a.SVG", "link.svg", "secret"))
     graph(NAME, "-o", page).ok()
@@ -255,6 +257,7 @@ def test_inside_a_guest_the_whole_is_what_the_guest_has(scene: Scene) -> None:
     assert (inner.name, inner.level, inner.part.given) == ("inner", 2, 64 * MIB)
 
 
+@pytest.mark.slow_on_vm
 def test_what_has_gone_since_the_walk_is_left_out(scene: Scene) -> None:
     scene.group("/outer/guest/gone", leaf=True)
     view = walk(read_hierarchies())

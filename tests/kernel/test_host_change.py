@@ -282,6 +282,7 @@ def test_freeze_and_thaw(nestrt: Nestrt, new_guest: Callable[[], str], make_busy
 
 
 @pytest.mark.v1
+@pytest.mark.slow_on_vm
 def test_what_does_not_stop(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
     """Of two that write to a FUSE file one has the lock, and stops with it; the other cannot: all go on."""
     begin(nestrt, guest_name, busybox, script="mkdir -p /tmp/f; touch /tmp/f/file")
@@ -426,6 +427,7 @@ def test_a_guest_of_a_guest(nestrt: Nestrt, guest_name: str, python: PythonRoot)
     assert processes(limit_group(guest_name))
 
 
+@pytest.mark.slow_on_vm
 def test_help(nestrt: Nestrt) -> None:
     for words in (("freeze",), ("thaw",), ("kill", "--signal", "TERM"), ("update", "--cpus", "0")):
         assert "usage: nestrt" in nestrt.run(*words, "--help").ok().out

@@ -93,6 +93,7 @@ def test_a_command_line_that_is_never_told(nestrt: Nestrt, guest: str, tmp_path:
         (b"", ""),
     ],
 )
+@pytest.mark.slow_on_vm
 def test_names_that_lie(name: bytes, comm: str) -> None:
     with running(sys.executable, "-ISc", NAMED, name.hex()) as pid:
         wait_for(lambda: Path(f"/proc/{pid}/comm").read_bytes() == name + b"\n", "its name")
@@ -136,6 +137,7 @@ def test_long_odd_empty_and_ended_command_lines() -> None:
     assert _describe(process.pid, _Users()) is None
 
 
+@pytest.mark.slow_on_vm
 def test_the_cost_of_many() -> None:
     """One thread for all: ten thousand in a second, even where tests run side by side."""
     keys = [(os.getpid(), start_time(os.getpid()))] * 10_000

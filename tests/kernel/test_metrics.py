@@ -203,6 +203,7 @@ def test_served(nestrt: Nestrt, guest: str, tmp_path: Path) -> None:
     assert not os.path.exists(served.path)
 
 
+@pytest.mark.slow_on_vm
 def test_slow_clients_and_many_at_once(nestrt: Nestrt, guest: str, tmp_path: Path) -> None:
     """Whoever says nothing, or half of it, or takes nothing, keeps out nobody; a scrape is shared."""
     served = Served(nestrt, tmp_path / "sock", guest)
@@ -234,6 +235,7 @@ def test_slow_clients_and_many_at_once(nestrt: Nestrt, guest: str, tmp_path: Pat
     assert served.process.wait(10 * SLOW) == 0
 
 
+@pytest.mark.slow_on_vm
 def test_where_it_does_not_listen(nestrt: Nestrt, tmp_path: Path) -> None:
     """Every refusal comes before anything is made; a socket on which nobody listens any more is no obstacle."""
     file = tmp_path / "file"
@@ -267,6 +269,7 @@ def test_where_it_does_not_listen(nestrt: Nestrt, tmp_path: Path) -> None:
     assert stale.read_text() == "other"
 
 
+@pytest.mark.slow_on_vm
 def test_a_socket_of_systemd(nestrt: Nestrt, tmp_path: Path) -> None:
     """sd_listen_fds(3): LISTEN_PID is the process's own, so a shell sets it and becomes the command."""
     with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:

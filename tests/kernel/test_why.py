@@ -28,7 +28,7 @@ from support.runner import Nestrt, wait_for
 MIB = 1 << 20
 
 
-@pytest.fixture(params=["userns", "nouserns"])
+@pytest.fixture(params=["userns", pytest.param("nouserns", marks=pytest.mark.slow_on_vm)])
 def guest(nestrt: Nestrt, guest_name: str, busybox: Path, request: pytest.FixtureRequest) -> str:
     def file(group: str, v1: str, v2: str, controller: str = "memory") -> str:
         return inside(controller, group, v1, v2)

@@ -84,6 +84,7 @@ sleep 600
 
 
 @pytest.mark.parametrize("mode", ["userns", "nouserns"])
+@pytest.mark.slow_on_vm
 def test_the_process_that_enters_is_closed(
     nestrt: Nestrt, guest_name: str, make_busybox: MakeBusybox, mode: str
 ) -> None:
@@ -102,6 +103,7 @@ def test_the_process_that_enters_is_closed(
 
 
 @pytest.mark.v1
+@pytest.mark.slow_on_vm
 def test_a_guest_that_freezes_what_enters(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
     """It keeps nobody waiting for ever, and what it has frozen is ended."""
     place = directory("freezer", "init")
@@ -123,6 +125,7 @@ def test_a_guest_that_freezes_what_enters(nestrt: Nestrt, guest_name: str, busyb
     nestrt.run("kill", guest_name).ok()
 
 
+@pytest.mark.slow_on_vm
 def test_a_silent_filesystem_keeps_nobody_waiting(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
     """FUSE where exec looks for its directory, and where update puts a node: who waits there cannot even be killed."""
     nestrt.launch("--rootfs", busybox, "--name", guest_name, "-d", "--", "sleep", "1000").ok()
@@ -158,6 +161,7 @@ time.sleep(1000)
 """
 
 
+@pytest.mark.slow_on_vm
 def test_filters_that_cannot_be_had(nestrt: Nestrt, guest_name: str, python: PythonRoot) -> None:
     """The first process is traced by the guest: nobody else is told its filter, and nothing runs without one."""
     words = (*python.options, "--name", guest_name, *MODES["root"])
@@ -192,6 +196,7 @@ def start_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
+@pytest.mark.slow_on_vm
 def test_a_claim_of_another_process(nestrt: Nestrt) -> None:
     """A mark that names a process of the host's, outside of its groups or in them: nothing runs there."""
     name = f"nestrt-lie-{os.getpid()}"

@@ -61,6 +61,7 @@ def resident(pid: int) -> int:
     return int(status.partition("VmRSS:")[2].split()[0]) >> 10
 
 
+@pytest.mark.slow_on_vm
 def test_a_loud_guest_is_left_alone_and_others_are_seen(
     nestrt: Nestrt, python: PythonRoot, busybox: Path, new_guest: Callable[[], str], tmp_path: Path
 ) -> None:

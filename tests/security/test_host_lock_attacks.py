@@ -56,6 +56,7 @@ def is_whole(guest: BrokerGuest, before: Owners) -> bool:
 
 
 @pytest.mark.parametrize("mode", ["userns", "nouserns"])
+@pytest.mark.slow_on_vm
 def test_killed_at_any_point(nestrt: Nestrt, start: Start, tmp_path: Path, mode: str) -> None:
     """Lock and unlock killed after each of their changes (some of them): both finish what is left of either."""
     guest = start(*(() if mode == "userns" else ("--userns", "none")))
@@ -161,6 +162,7 @@ def test_what_is_remembered_cannot_be_forged(nestrt: Nestrt, start: Start, pytho
     assert listing(guest.name) == after
 
 
+@pytest.mark.slow_on_vm
 def test_a_silent_filesystem_keeps_nobody_from_unlocking(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
     """FUSE on the way to the mounts that lock has made read-only: who waits for its answer cannot even be killed."""
     words = ("--rootfs", str(busybox), "--name", guest_name, "--userns", "none")
