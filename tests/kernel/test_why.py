@@ -217,6 +217,7 @@ def test_many_guests_and_who_is_in_the_way(nestrt: Nestrt) -> None:
         assert steps[f"{made.parent}/g0000"] == "host"
 
 
+@pytest.mark.slow_on_vm
 def test_only_the_way_is_looked_at(nestrt: Nestrt, tmp_path: Path) -> None:
     """Of 60 guests, the directories of 59 are not opened."""
     with nest(60, 2, 0, nested=False, parent=f"/nestrt-why-{os.getpid()}") as made:
