@@ -196,14 +196,10 @@ def test_many_guests_and_who_is_in_the_way(nestrt: Nestrt) -> None:
       └ c1      two, in the way of c0
     """
     with nest(12, 2, 1, parent=f"/nestrt-why-{os.getpid()}") as made:
-        (pids,) = [h for h in made.hierarchies if "pids" in h.controllers]
-        with subprocess.Popen(["sleep", "1000"]) as one, subprocess.Popen(["sleep", "1000"]) as two:
-            for process in (one, two):
-                Path(pids.path(f"{made.parent}/g0000/guest/c1"), "cgroup.procs").write_text(str(process.pid))
-            found = answer(nestrt, "why", f"{made.parent}/g0000/guest/init", "pids")
-            whole = answer(nestrt, "why", f"{made.parent}/g0000/guest", "pids")
-            for process in (one, two):
-                process.kill()
+        for _ in range(2):
+            made.sleep_in("g0000/guest/c1")
+        found = answer(nestrt, "why", f"{made.parent}/g0000/guest/init", "pids")
+        whole = answer(nestrt, "why", f"{made.parent}/g0000/guest", "pids")
         (limit,) = found["limits"]
         assert (limit["effective"], limit["left"], limit["tightest"]) == (100, 97, f"{made.parent}/g0000")
         assert limit["in_the_way"] == [{"group": f"{made.parent}/g0000/guest/c1", "usage": 2}]

@@ -62,10 +62,11 @@ class Nest:
         self.parent = parent
         self.sleepers: list[subprocess.Popen[bytes]] = []
 
-    def _directory(self, hierarchy: Hierarchy, path: str, kind: int) -> None:
+    def _directory(self, hierarchy: Hierarchy, path: str, kind: int, leaf: bool = False) -> None:
         directory = hierarchy.path(path)
         os.mkdir(directory)
-        if hierarchy.version == 2:
+        # v2: what has processes gives its children no controllers.
+        if hierarchy.version == 2 and not leaf:
             self._enable(directory)
         for controller in hierarchy.controllers:
             if kind >= 0 and controller in LIMITS:
@@ -76,7 +77,7 @@ class Nest:
     def _enable(directory: str) -> None:
         has = Path(directory, "cgroup.controllers").read_text().split()
         wanted = [f"+{name}" for name in has if name in CONTROLLERS]
-        if wanted and not directory.endswith(("/init", "/cgroup")):
+        if wanted:
             Path(directory, "cgroup.subtree_control").write_text(" ".join(wanted))
 
     def make(self, guests: int, children: int, processes: int = 0, nested: bool = True) -> None:
@@ -102,11 +103,20 @@ class Nest:
             self._directory(hierarchy, f"{path}/guest", -1)
             stamp = json.dumps({"v": 1, "name": name, "level": level, "set_by": "host"})
             os.setxattr(hierarchy.path(f"{path}/guest"), "user.nestrt", stamp.encode())
-            self._directory(hierarchy, f"{path}/guest/init", -1)
+            self._directory(hierarchy, f"{path}/guest/init", -1, leaf=True)
             for child in range(children):
-                self._directory(hierarchy, f"{path}/guest/c{child}", 1)
+                # The first one can have a guest in it.
+                self._directory(hierarchy, f"{path}/guest/c{child}", 1, leaf=child > 0)
             if pid > 0:
                 Path(hierarchy.path(f"{path}/guest/init"), "cgroup.procs").write_text(str(pid))
+
+    def sleep_in(self, path: str) -> int:
+        """The pid of one more sleeping process, in the group *path* below PARENT in every hierarchy."""
+        self.sleepers.append(subprocess.Popen(["sleep", "infinity"], close_fds=True))
+        pid = self.sleepers[-1].pid
+        for hierarchy in self.hierarchies:
+            Path(hierarchy.path(f"{self.parent}/{path}"), "cgroup.procs").write_text(str(pid))
+        return pid
 
     def remove(self) -> None:
         """All of it."""
