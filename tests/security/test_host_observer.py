@@ -115,7 +115,8 @@ def _problems(command: str, done: subprocess.CompletedProcess[bytes]) -> list[st
     if done.returncode not in (0, 1):
         found.append("its status")
     try:
-        if "--format json" in command and not command.startswith("events"):
+        lines = command.startswith(("events", "top"))  # an object in each
+        if "--format json" in command and not lines:
             json.loads(text)
         elif "--format json" in command:
             [json.loads(line) for line in text.splitlines()]
