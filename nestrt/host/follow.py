@@ -133,7 +133,8 @@ class Follower:
         ends = [now + timeout] if timeout is not None else []
         if self._look_at:
             ends.append(self._look_at)
-        if self.files.asked or self.files.later or self._units or self._again or not self.tree.v2:
+        asked = self.files.asked or self.files.later or self.tree.awaited
+        if asked or self._units or self._again or not self.tree.v2:
             ends.append(self._ticked + SECOND)
         return max(0.0, min(ends) - now) if ends else None
 
@@ -150,6 +151,7 @@ class Follower:
         """Once a second, while there is anything to do then."""
         self._ticked = now
         self.files.tick(now)
+        self._look_around(time.time())
         if self._again and now >= self._again:
             self._again = 0.0
             self._cover("")
@@ -167,6 +169,18 @@ class Follower:
         if not self.tree.v2:
             for guest in list(self.guests.known.values()):
                 self.tree.lives.look(guest, time.time())
+
+    def _look_around(self, wall: float) -> None:
+        """The guests again whose parent was not there in each hierarchy when they were met."""
+        awaited, self.tree.awaited = self.tree.awaited, {}
+        for path, times in awaited.items():
+            if path in self.guests.known and times > 0:
+                self.tree.around(path, wall)
+                for hierarchy in self.tree.hierarchies:
+                    if (hierarchy.name, path) not in self.tree.places:
+                        self.tree.made(hierarchy, path, wall)
+                if path in self.tree.awaited:
+                    self.tree.awaited[path] = times - 1
 
     def _cover(self, top: str) -> None:
         began = time.monotonic()

@@ -19,7 +19,7 @@ import os
 from nestrt.host import event_sources as sources
 from nestrt.host.event import Event, Guests, Known
 from nestrt.host.follow_lives import Lives
-from nestrt.host.follow_place import Place, froze_itself, most_watches, read_counts
+from nestrt.host.follow_place import AWAIT, Place, froze_itself, most_watches, read_counts
 from nestrt.host.marks import read_mark
 from nestrt.host.walk import DEEPEST, MOST_LEVELS
 from nestrt.kernel import inotify
@@ -79,6 +79,7 @@ class Tree:
         self.lives = Lives(self)
         self.most = most_watches()
         self.quiet = False
+        self.awaited: dict[str, int] = {}  # limit groups that other hierarchies may still get, and how often to look
         # While all is gone through: what has been met, and whether as a group of a guest.
         self.visited: set[tuple[str, str, bool]] | None = None
         self.full = False
@@ -154,7 +155,7 @@ class Tree:
         elif guest is None or self._admit(hierarchy, path, guest, now):
             below = self._watch(hierarchy, path, guest, now)
         if self.visited is not None and limit and hierarchy is self.primary:
-            self._around(path, now)
+            self.around(path, now)
             self._work += [(h, path) for h in self.hierarchies if h is not hierarchy]
         del self._work[done]
         # One that has just turned out to be a guest comes again as one.
@@ -239,32 +240,31 @@ class Tree:
         guest = self.guests.add(path, mark, owner)
         self.lives.populated[path] = None
         self._fresh.append(guest)
-        self._around(path, now)
+        self.around(path, now)
         # Where all is gone through, the others follow when it is met again in the first.
         for hierarchy in self.hierarchies if self.visited is None else (self.primary,):
             self.made(hierarchy, path, now)
 
-    def _around(self, path: str, now: float) -> None:
+    def around(self, path: str, now: float) -> None:
         """Watch the group in which an outermost guest is in the other hierarchies too: it may get there later."""
         parent = path.rpartition("/")[0]
         if self.guests.of(parent) is not None or (self.visited is not None and (parent, now) == self._surrounded):
             return
         self._surrounded = (parent, now)
-        for hierarchy in self.hierarchies:
-            if hierarchy is not self.primary:
-                try:
-                    directory = hierarchy.path(parent or "/")
-                    inode = os.stat(directory).st_ino
-                    place = self.places.get((hierarchy.name, parent))
-                    if place is None or place.inode != inode:
-                        if place is not None:
-                            self._let_go(place)
-                        place = self.places[hierarchy.name, parent] = Place(hierarchy, parent, inode)
-                    self._add(place, DIRECTORY, directory, MASK, None, now)
-                    if self.visited is not None:
-                        self.visited.add((hierarchy.name, parent, False))
-                except OSError:
-                    continue
+        for hierarchy in (one for one in self.hierarchies if one is not self.primary):
+            try:
+                directory = hierarchy.path(parent or "/")
+                inode = os.stat(directory).st_ino
+                place = self.places.get((hierarchy.name, parent))
+                if place is None or place.inode != inode:
+                    if place is not None:
+                        self._let_go(place)
+                    place = self.places[hierarchy.name, parent] = Place(hierarchy, parent, inode)
+                self._add(place, DIRECTORY, directory, MASK, None, now)
+                if self.visited is not None:
+                    self.visited.add((hierarchy.name, parent, False))
+            except OSError:
+                self.awaited.setdefault(path, AWAIT)
 
     def gone(self, name: str, path: str, now: float) -> None:
         """The directory *path* was removed in the hierarchy *name*."""

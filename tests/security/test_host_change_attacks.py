@@ -23,7 +23,7 @@ from nestrt.act import members
 from nestrt.probe.facts import primary, read_hierarchies
 from support.attack_oci import CATCHER, Isolated, isolated
 from support.guests import MODES, directory
-from support.hostside import has_v1, hierarchies, limit_group, mark, processes
+from support.hostside import hierarchies, limit_group, mark, processes
 from support.need import SLOW
 from support.rootfs import PythonRoot
 from support.runner import Nestrt, wait_for
@@ -243,7 +243,7 @@ def test_a_recycled_pid_is_not_killed(nestrt: Nestrt, guest_name: str, busybox: 
 
 
 # A process that has left some of the guest's groups, moved by the host, is the guest's all the same.
-@pytest.mark.skipif(not has_v1("pids"), reason="has one hierarchy")
+@pytest.mark.v1
 def test_who_is_in_one_hierarchy_only(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
     nestrt.launch("--rootfs", busybox, "--name", guest_name, "-d", "--", "sleep", "1000").ok()
     first = mark(limit_group(guest_name))["pid"]
