@@ -7,6 +7,7 @@ import os
 import sys
 import time
 
+from nestrt.cli._arguments import between
 from nestrt.cli._view import look
 from nestrt.errors import InputError
 from nestrt.host.marks import escape
@@ -18,7 +19,7 @@ from nestrt.host.sight import find
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 EPILOG = """
 A box is as wide as what its group was given is of what the group around it has, and filled as high as it is
@@ -26,21 +27,6 @@ used. Hatched boxes have no limit of their own. Point at a box to see its figure
 """
 SUFFIXES = {".svg": "svg", ".html": "html", ".htm": "html"}
 TITLES = {"memory": "Memory", "cpu": "CPU time", "pids": "Processes"}
-
-
-def _between(least: float, most: float, convert: Callable[[str], float]) -> Callable[[str], float]:
-    """A type for argparse: a number in this range; NaN is in none."""
-
-    def number(text: str) -> float:
-        try:
-            value = convert(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!a} is no number from {least:g} to {most:g}")
-        return value
-
-    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,16 +42,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--by", choices=RESOURCES, default="memory", help="what is drawn (default: memory)")
     parser.add_argument(
         "--depth",
-        type=_between(0, 1000, int),
+        type=between(0, 1000),
         metavar="N",
         help="groups at most N below a guest root (0: none); guests always",
     )
     parser.add_argument(
-        "--min-share", type=_between(0, 50, float), metavar="PERCENT", default=1.0,
+        "--min-share", type=between(0, 50, float), metavar="PERCENT", default=1.0,
         help="boxes thinner than this part of the picture are drawn as one with their neighbours (default: 1)",
     )  # fmt: skip
     parser.add_argument(
-        "--sample", type=_between(0, 60, float), metavar="SECONDS",
+        "--sample", type=between(0, 60, float), metavar="SECONDS",
         help="for how long to watch what CPU time is used (default: 1 with --by cpu, else 0: not at all)",
     )  # fmt: skip
     parser.add_argument("--theme", choices=("auto", "light", "dark"), default="auto", help="default: the reader's own")

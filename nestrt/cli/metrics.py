@@ -6,6 +6,7 @@ import argparse
 import threading
 import time
 
+from nestrt.cli._arguments import count
 from nestrt.cli._formats import write_text
 from nestrt.cli._metrics_listen import listeners
 from nestrt.cli._metrics_server import Server
@@ -22,13 +23,6 @@ EPILOG = """
 ADDRESS is 127.0.0.1:PORT, [::1]:PORT or unix:/PATH; without it the text goes to standard output, once.
 A socket that systemd has opened is served without --listen. See nestrt-metrics(1) for the metrics.
 """
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
 
 
 def _mode(text: str) -> int:
@@ -105,8 +99,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("names", metavar="NAME", nargs="*", help="these guests only, with their guests")
     parser.add_argument("--groups", action="store_true", help="also the groups that guests have made")
-    parser.add_argument("--max-guests", type=_count, default=MOST_GUESTS, metavar="N", help=f"default {MOST_GUESTS}")
-    parser.add_argument("--max-groups", type=_count, default=MOST_GROUPS, metavar="N", help=f"default {MOST_GROUPS}")
+    parser.add_argument("--max-guests", type=count, default=MOST_GUESTS, metavar="N", help=f"default {MOST_GUESTS}")
+    parser.add_argument("--max-groups", type=count, default=MOST_GROUPS, metavar="N", help=f"default {MOST_GROUPS}")
     parser.add_argument("--format", choices=("openmetrics", "text"), default="openmetrics", help="text: 0.0.4")
     parser.add_argument("--listen", action="append", default=[], metavar="ADDRESS", help="serve /metrics there")
     parser.add_argument("--mode", type=_mode, default=0o600, help="of the Unix socket, default 0600")

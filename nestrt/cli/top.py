@@ -8,6 +8,7 @@ import sys
 import time
 
 from nestrt.cli import _formats
+from nestrt.cli._arguments import between, count
 from nestrt.cli._top_cells import CSV, TABLE, size
 from nestrt.cli._view import on_terminal, width
 from nestrt.errors import NotFound
@@ -43,20 +44,6 @@ and I/O. A guest's guests are in what it uses. Templates know podman's names too
 """
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not SHORTEST <= value <= LONGEST:
-        raise argparse.ArgumentTypeError(f"{SHORTEST} to {LONGEST:.0f} seconds are possible")
-    return value
-
-
-def _number(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nestrt top",
@@ -74,14 +61,15 @@ def _parser() -> argparse.ArgumentParser:
         "-g", "--by", choices=("guest", "level", "group"), default="guest", help="a row for each of these (guest)"
     )
     parser.add_argument(
-        "--depth", type=_number, metavar="N", help="guests at most N levels below this one; groups N below a guest root"
+        "--depth", type=count, metavar="N", help="guests at most N levels below this one; groups N below a guest root"
     )
     parser.add_argument("--filter", default="", metavar="TEXT", help="names and paths with TEXT in them only")
     parser.add_argument("-b", "--batch", action="store_true", help="plain passes, also on a terminal")
-    parser.add_argument("-n", "--iterations", type=_number, metavar="N", help="end after N passes; 0: never")
+    parser.add_argument("-n", "--iterations", type=count, metavar="N", help="end after N passes; 0: never")
     parser.add_argument("-1", dest="iterations", action="store_const", const=1, help="--iterations=1")
     parser.add_argument("--no-stream", dest="once", action="store_true", help="one plain pass: -b -n 1")
-    parser.add_argument("-d", "--delay", type=_seconds, default=1.0, metavar="SECONDS", help="between passes (1)")
+    delay = between(SHORTEST, LONGEST, float)
+    parser.add_argument("-d", "--delay", type=delay, default=1.0, metavar="SECONDS", help="between passes (1)")
     parser.add_argument("-r", dest="raw", action="store_true", help="--raw")
     _formats.add_options(parser)
     return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from nestrt.cli._arguments import count
 from nestrt.cli._formats import add_options, write_document
 from nestrt.cli._view import glyphs, look, style, width
 from nestrt.errors import InputError, NotFound
@@ -29,13 +30,6 @@ On a terminal there are colours, unless NO_COLOR is set, and bars of what is use
 """
 
 
-def _depth(text: str) -> int:
-    depth = int(text)
-    if depth < 0:
-        raise ValueError
-    return depth
-
-
 def main(argv: list[str]) -> int:
     """Carry out ``nestrt tree ARGV``. Returns 0; raises NotFound, InputError (an ambiguous NAME), HostError."""
     parser = argparse.ArgumentParser(
@@ -50,7 +44,7 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("-p", "--processes", action="store_true", help="also the processes")
     parser.add_argument(
-        "--depth", type=_depth, metavar="N", help="groups at most N below a guest root (0: none); guests always"
+        "--depth", type=count, metavar="N", help="groups at most N below a guest root (0: none); guests always"
     )
     parser.add_argument(
         "--controller", metavar="NAME", action="append", default=[], help="only its limits: memory, cpu, cpuset, pids…"
