@@ -20,9 +20,8 @@ from typing import Any
 import pytest
 
 from support.broker import Broker, BrokerGuest, limit_path, running, start_guest
-from support.guests import nested
 from support.hostside import hierarchies, mark
-from support.locking import attributes, listing, prepare, tries
+from support.locking import attributes, listing, prepare, start_inner, tries
 from support.need import SLOW
 from support.rootfs import COMMAND, PythonRoot
 from support.runner import Nestrt, wait_for
@@ -164,17 +163,8 @@ def test_a_guest_of_a_guest(nestrt: Nestrt, start: Start, python: PythonRoot) ->
     host ── G ── nestrt/inner: a shell; what its root may do is tried by entering its namespaces
     """
     guest = start("--mount", "type=tmpfs,target=/tmp")
-    guest.spawn(nested(python, "--name inner", "/bin/sh -c 'exec sleep 1000'"))
-    tree = guest.shell("ls -d /sys/fs/cgroup/unified /sys/fs/cgroup 2>/dev/null | tail -1")
-    procs = f"{tree}/nestrt/inner/guest/init/cgroup.procs"
-
-    def first() -> str:
-        # its program runs by then, so that nothing of its start is to come
-        look = f"for p in $(cat {procs}); do grep -q ^sleep /proc/$p/cmdline && echo $p; done"
-        return str(guest.order("shell", command=look)["out"]).strip()
-
-    pid = wait_for(first, "the inner guest", 30)
-    inner = f"nsenter -t {pid.split()[0]} -U -m -C -- "
+    tree, pid = start_inner(guest, python)
+    inner = f"nsenter -t {pid} -U -m -C -- "
 
     def makes(group: str) -> bool:
         made: bool = guest.order("shell", command=inner + f"mkdir {tree}/{group}")["rc"] == 0

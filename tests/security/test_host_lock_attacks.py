@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 
 from support.broker import BrokerGuest, limit_path, start_guest
-from support.guests import nested
 from support.hostside import hierarchies, mark
 from support.killing import kill_at_change
-from support.locking import attributes, listing, prepare
+from support.locking import attributes, listing, prepare, start_inner
 from support.need import SLOW
 from support.rootfs import COMMAND, PythonRoot
 from support.runner import Nestrt, wait_for
@@ -125,16 +124,7 @@ def test_what_is_remembered_cannot_be_forged(nestrt: Nestrt, start: Start, pytho
     Its guest root's limit files, which are level 1's, stay level 1's; a lock that it forges inside changes nothing.
     """
     guest = start("--mount", "type=tmpfs,target=/tmp")
-    guest.spawn(nested(python, "--name inner", "/bin/sh -c 'exec sleep 1000'"))
-    tree = guest.shell("ls -d /sys/fs/cgroup/unified /sys/fs/cgroup 2>/dev/null | tail -1")
-    root = f"{tree}/nestrt/inner/guest"
-
-    def first() -> str:
-        # its program runs by then, so that nothing of its start is to come
-        look = f"for p in $(cat {root}/init/cgroup.procs); do grep -q ^sleep /proc/$p/cmdline && echo $p; done"
-        return str(guest.order("shell", command=look)["out"]).strip()
-
-    pid = wait_for(first, "the inner guest", 30).split()[0]
+    tree, pid = start_inner(guest, python)
     forged = (
         "import os, json\n"
         f"os.mkdir('{tree}/mine')\n"

@@ -9,7 +9,10 @@ import os
 from typing import Any
 
 from support.broker import BrokerGuest
+from support.guests import nested
 from support.hostside import groups, limit_group
+from support.rootfs import PythonRoot
+from support.runner import wait_for
 
 # Each hierarchy's directory in the guest has the group "web" and in it "in", made before the lock.
 PREPARE = """
@@ -153,6 +156,20 @@ def prepare(guest: BrokerGuest) -> list[str]:
     found: list[str] = guest.python(PREPARE)
     assert found
     return found
+
+
+def start_inner(guest: BrokerGuest, python: PythonRoot) -> tuple[str, str]:
+    """A guest "inner" of the *guest*, asleep: the first hierarchy's mountpoint there, and its first process's pid."""
+    guest.spawn(nested(python, "--name inner", "/bin/sh -c 'exec sleep 1000'"))
+    tree = guest.shell("ls -d /sys/fs/cgroup/unified /sys/fs/cgroup 2>/dev/null | tail -1")
+
+    def first() -> str:
+        # Its program runs by then, so that nothing of its start is to come.
+        procs = f"{tree}/nestrt/inner/guest/init/cgroup.procs"
+        look = f"for p in $(cat {procs}); do grep -q ^sleep /proc/$p/cmdline && echo $p; done"
+        return str(guest.order("shell", command=look)["out"]).strip()
+
+    return tree, wait_for(first, "the inner guest", 30).split()[0]
 
 
 def tries(guest: BrokerGuest, places: list[str]) -> dict[str, str]:
