@@ -186,8 +186,7 @@ class Armed:
         if action == "kill":
             await self._act("kill", lambda tree: acts.kill(tree, self.group), why)
         elif action == "freeze":
-            waiting = self.reaction.waits and self.guest.now(lambda tree: acts.is_starving(tree.view, self.group))
-            await self._act("freeze", lambda tree: acts.freeze(tree, self.group, waiting), why)
+            await self._freeze(why)
         else:
             self._report("nothing", why)
             self._audit("nothing", ("", "", ""), "done")
@@ -198,11 +197,21 @@ class Armed:
         if self.reaction.waits:
             await self.guest.later(self.hold.set)
 
+    async def _freeze(self, why: str) -> None:
+        """Freeze, unless nothing in the group runs as it is. Whoever changes memory.max and thaws the group while this
+        is under way may have thawed it too early, so that is done after him."""
+        waiting = self.reaction.waits and self.guest.now(lambda tree: acts.is_starving(tree.view, self.group))
+        if not waiting and self.guest.now(lambda tree: acts.is_stopped(tree.view, self.group)):
+            return
+        await self._act("freeze", lambda tree: acts.freeze(tree, self.group, waiting), why)
+        if self.guest.now(self.hold.is_stale):
+            await self._act("thaw", lambda tree: acts.thaw(tree, self.group), "its memory.max is another one by now")
+
     async def _act(self, action: str, act: Callable[[Tree], Done], why: str) -> None:
         if action == "kill":  # a locked guest's processes may end
             done = await self.guest.later(act)
-        elif action == "freeze":
-            with self.guest.unlocked(f"freeze group {self.group}", self.group):
+        elif action in ("freeze", "thaw"):
+            with self.guest.unlocked(f"{action} group {self.group}", self.group):
                 done = await self.guest.later(act)
         else:
             async with self.guest.changing:

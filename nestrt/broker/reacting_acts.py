@@ -257,25 +257,41 @@ def freeze(tree: Tree, group: str, waiting: bool) -> tuple[str, str, str]:
     """Stop all processes of the group and of those below; *waiting*: v1's tasks that wait for memory are let out of
     that to be stopped too, and wait again when the group is thawed."""
     view = tree.view
-    places = [h for h in view.hierarchies if h.version == 1 and "freezer" in h.controllers]
-    places += [h for h in view.hierarchies if h.version == 2]
-    found = next((h for h in places if os.path.isdir(h.dir(group))), None)
-    if found is None:
-        raise GuestError(5, f"freeze group {group}", "no hierarchy of this guest can", "see nestrt check")
-    place = found.dir(group)
+    place, version = _freezer(view, group, "freeze")
     if waiting:
-        state = freezer.V1_STATE if found.version == 1 else freezer.V2_STATE
-        client.write(f"{place}/{state}", "FROZEN" if found.version == 1 else "1")
+        state = freezer.V1_STATE if version == 1 else freezer.V2_STATE
+        client.write(f"{place}/{state}", "FROZEN" if version == 1 else "1")
         time.sleep(5 * STEP)  # those that run, run into it
         control = f"{memory(view, group).dir(group)}/{CONTROL}"
         client.write(control, "0")
         try:
-            _until(lambda: _has_stopped(place, found.version), STOP_PATIENCE)
+            _until(lambda: _has_stopped(place, version), STOP_PATIENCE)
         finally:
             client.write(control, "1")
-    if not freezer.freeze(place, found.version):
+    if not freezer.freeze(place, version):
         raise GuestError(4, f"freeze group {group}", "some of its processes do not stop", "they go on")
     return "frozen", "0", "1"
+
+
+def thaw(tree: Tree, group: str) -> tuple[str, str, str]:
+    """Let all processes of the group go on."""
+    freezer.thaw(*_freezer(tree.view, group, "thaw"))
+    return "frozen", "1", "0"
+
+
+def is_stopped(view: View, group: str) -> bool:
+    """Whether all processes of the group have stopped."""
+    return _has_stopped(*_freezer(view, group, "freeze"))
+
+
+def _freezer(view: View, group: str, operation: str) -> tuple[str, int]:
+    """The group's directory in the hierarchy that freezes, and that one's version. Raises GuestError."""
+    places = [h for h in view.hierarchies if h.version == 1 and "freezer" in h.controllers]
+    places += [h for h in view.hierarchies if h.version == 2]
+    found = next((h for h in places if os.path.isdir(h.dir(group))), None)
+    if found is None:
+        raise GuestError(5, f"{operation} group {group}", "no hierarchy of this guest can", "see nestrt check")
+    return found.dir(group), found.version
 
 
 def _has_stopped(place: str, version: int) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import trio
 
+from nestrt.broker import reacting_acts as acts
 from nestrt.broker import reactions, watch_guest
 from nestrt.broker.reaction_text import MIB
 from nestrt.broker.reactions import ATTRIBUTES
@@ -92,6 +93,13 @@ def thaw(group: str) -> None:
         file.write_text("THAWED")
     elif tree is not None:
         (tree.group(group) / "cgroup.freeze").write_text("0")
+
+
+def give(group: str, size: str) -> None:
+    """Raise its memory limit. v1 wants memory and swap together not to be below memory alone."""
+    if has_v1("memory"):
+        group_file("memory", group, "memory.memsw.limit_in_bytes", "x").write_text(size)
+    memory_limit(group, size)
 
 
 def kept(group: str) -> list[str]:
@@ -193,15 +201,33 @@ def test_freeze_stops_it_and_it_can_go_on() -> None:
                     await trio.sleep(0.5)
                     assert process.poll() is None
                     assert len(stream.all("reaction")) == 1
-                    # v1 wants memory and swap together not to be below memory alone.
-                    if has_v1("memory"):
-                        group_file("memory", web, "memory.memsw.limit_in_bytes", "x").write_text("64M")
-                        group_file("memory", web, "memory.limit_in_bytes", "x").write_text("64M")
-                    else:
-                        memory_limit(web, "64M")
+                    give(web, "64M")
                     thaw(web)
                     assert await said(process, 20) == b"done\n"
                 assert not stream.all("oom_kill")
+
+    run(main)
+
+
+# Given more and thawed in the moment in which it is being frozen: it must not stay frozen for that.
+def test_what_gets_memory_while_it_is_frozen_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        with guest_by_hand("race", "256M") as guest:
+            web = make(guest, "/web", "16M")
+
+            def late(tree: Any, group: str, waiting: bool) -> tuple[str, str, str]:
+                give(web, "64M")
+                thaw(web)
+                return before(tree, group, waiting)
+
+            before = acts.freeze
+            monkeypatch.setattr(acts, "freeze", late)
+            async with eye() as broker, subscribed(broker, guest, kinds=TELLS) as stream:
+                await react(broker, guest, action="freeze")
+                with hog(web, 40) as process:
+                    assert await said(process, 10) == b"done\n"
+                    await stream.wait("reaction", "/web", text="thaw: frozen 1 → 0; its memory.max is another one")
+                assert [line[2:] for line in broker.audit.lines][-1] == ("reaction thaw", "1", "0", "done")
 
     run(main)
 
@@ -288,8 +314,7 @@ def test_what_has_memory_again_is_left_alone() -> None:
                 await react(broker, guest, action="tell", seconds=1.5, fallback="kill")
                 with hog(web, 24) as process:
                     await stream.wait("reaction", "/web", text="answer")
-                    group_file("memory", web, "memory.memsw.limit_in_bytes", "x").write_text("64M")
-                    group_file("memory", web, "memory.limit_in_bytes", "x").write_text("64M")
+                    give(web, "64M")
                     assert await said(process) == b"done\n"
                     await stream.wait("reaction", "/web", text="it has memory again")
                     assert process.poll() is None
@@ -458,6 +483,7 @@ def test_the_next_broker_takes_them_up() -> None:
 CHILD = """
 import json, sys, trio
 sys.path[:0] = json.loads(sys.argv[1])
+from nestrt.broker import reacting_acts as acts
 from nestrt.broker import reactions, watch_guest
 from nestrt.broker.served import Served
 from nestrt.probe.facts import primary, read_hierarchies
