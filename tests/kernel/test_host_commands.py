@@ -117,11 +117,14 @@ def running(*argv: str | bytes) -> Iterator[int]:
 def test_long_odd_empty_and_ended_command_lines() -> None:
     odd = b"1000.\xff\n\x1b"
     with running("sleep", "1000", *["0"] * 65000) as long, running("sh", "-c", "sleep 1000; :", odd) as other:
-        wait_for(lambda: Path(f"/proc/{long}/comm").read_text() == "sleep\n", "exec")
+        # execve(2) gives it the name before it has its arguments; before that, those of its parent.
+        wait_for(lambda: Path(f"/proc/{long}/cmdline").read_bytes().startswith(b"sleep\0"), "exec")
+        wait_for(lambda: Path(f"/proc/{other}/cmdline").read_bytes().startswith(b"sh\0"), "exec")
         assert describe(long).command == ("sleep 1000" + " 0" * 65000)[:4096].rstrip()
         assert describe(other).command == "sh -c sleep 1000; : 1000.\udcff\n\x1b"
     with running("bash", "-c", "exec -a '' cat") as nameless:
         wait_for(lambda: Path(f"/proc/{nameless}/comm").read_text() == "cat\n", "exec")
+        wait_for(lambda: Path(f"/proc/{nameless}/cmdline").read_bytes() == b"\0", "its arguments")
         assert describe(nameless).command == "[cat]"
     # A zombie has no memory, so no command line.
     process = subprocess.Popen(["sleep", "0"])
