@@ -12,11 +12,12 @@ import select
 import time
 
 from nestrt.host.event import Event, Guests, Known
+from nestrt.host.follow_around import GONE, MADE
 from nestrt.host.follow_files import Files
 from nestrt.host.follow_oom import Log, OomEvents
 from nestrt.host.follow_place import Place
 from nestrt.host.follow_pressure import Pressure
-from nestrt.host.follow_tree import CONTROL, GONE, MADE, Tree
+from nestrt.host.follow_tree import CONTROL, Tree
 from nestrt.host.pressure import Trigger
 from nestrt.host.walk import empty_view, is_host_root
 from nestrt.kernel import inotify
@@ -133,7 +134,7 @@ class Follower:
         ends = [now + timeout] if timeout is not None else []
         if self._look_at:
             ends.append(self._look_at)
-        asked = self.files.asked or self.files.later or self.tree.awaited
+        asked = self.files.asked or self.files.later or self.tree.around.awaited
         if asked or self._units or self._again or not self.tree.v2:
             ends.append(self._ticked + SECOND)
         return max(0.0, min(ends) - now) if ends else None
@@ -142,8 +143,7 @@ class Follower:
         self._look_at = 0.0
         self._looked = now
         wall = time.time()
-        if self.log.descriptor >= 0:
-            self.log.read(self.tree, self.files)  # it names who was killed, the counters do not
+        self.log.read(self.tree, self.files)  # it names who was killed, the counters do not
         self.oom.look(wall)
         self.files.look(now, wall)
 
@@ -151,7 +151,7 @@ class Follower:
         """Once a second, while there is anything to do then."""
         self._ticked = now
         self.files.tick(now)
-        self._look_around(time.time())
+        self.tree.around.look(time.time())
         if self._again and now >= self._again:
             self._again = 0.0
             self._cover("")
@@ -169,18 +169,6 @@ class Follower:
         if not self.tree.v2:
             for guest in list(self.guests.known.values()):
                 self.tree.lives.look(guest, time.time())
-
-    def _look_around(self, wall: float) -> None:
-        """The guests again whose parent was not there in each hierarchy when they were met."""
-        awaited, self.tree.awaited = self.tree.awaited, {}
-        for path, times in awaited.items():
-            if path in self.guests.known and times > 0:
-                self.tree.around(path, wall)
-                for hierarchy in self.tree.hierarchies:
-                    if (hierarchy.name, path) not in self.tree.places:
-                        self.tree.made(hierarchy, path, wall)
-                if path in self.tree.awaited:
-                    self.tree.awaited[path] = times - 1
 
     def _cover(self, top: str) -> None:
         began = time.monotonic()

@@ -164,6 +164,8 @@ class Files:
                 field = next(field for field, one in source.kinds if one == kind)
                 count = total - old.get(field, 0)
                 if kind == "oom_kill":
+                    # The kernel logs a kill before it counts it: what is counted may be there since a moment ago.
+                    self.log.read(self.tree, self)
                     count -= self.log.told(place.path, count)
                 if source.whole:
                     if (file, place.path) in told:

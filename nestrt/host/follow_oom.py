@@ -74,6 +74,8 @@ class Log:
 
     def read(self, tree: Tree, files: Files) -> None:
         """Tell the kills of the records that are there now."""
+        if self.descriptor < 0:
+            return
         messages, _ = kmsg.read(self.descriptor, RECORDS)
         boot = kmsg.boot()
         for message in messages:

@@ -10,7 +10,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nestrt.host.event_sources import Source
 
-AWAIT = 5  # looks, one in a second, for what a guest has in the other hierarchies
 LIMIT_OF_WATCHES = "/proc/sys/fs/inotify/max_user_watches"
 
 

@@ -18,8 +18,9 @@ import os
 
 from nestrt.host import event_sources as sources
 from nestrt.host.event import Event, Guests, Known
+from nestrt.host.follow_around import DIRECTORY, MASK, Around
 from nestrt.host.follow_lives import Lives
-from nestrt.host.follow_place import AWAIT, Place, froze_itself, most_watches, read_counts
+from nestrt.host.follow_place import Place, froze_itself, most_watches, read_counts
 from nestrt.host.marks import read_mark
 from nestrt.host.walk import DEEPEST, MOST_LEVELS
 from nestrt.kernel import inotify
@@ -36,11 +37,8 @@ if TYPE_CHECKING:
 MOST_GROUPS = 2000  # of one guest with all its guests
 SHARE = 8  # one guest takes an eighth of the watches at the most
 LONGEST = 3700  # bytes of a directory's path to which a file's name can be added (PATH_MAX)
-DIRECTORY = ""  # the key of the directory itself, among its files
 STATES = frozenset(("populated", "empty"))
 CONTROL = "cgroup.subtree_control"  # what is written there gives child groups files
-MADE, GONE = inotify.IN_CREATE | inotify.IN_MOVED_TO, inotify.IN_DELETE | inotify.IN_MOVED_FROM
-MASK = MADE | GONE | inotify.IN_ATTRIB | inotify.IN_ONLYDIR | inotify.IN_DONT_FOLLOW
 
 
 class Group:
@@ -77,9 +75,9 @@ class Tree:
         self.groups: dict[str, Group] = {}
         self.keys: dict[int, tuple[Place, str]] = {}
         self.lives = Lives(self)
+        self.around = Around(self)
         self.most = most_watches()
         self.quiet = False
-        self.awaited: dict[str, int] = {}  # limit groups that other hierarchies may still get, and how often to look
         # While all is gone through: what has been met, and whether as a group of a guest.
         self.visited: set[tuple[str, str, bool]] | None = None
         self.full = False
@@ -88,7 +86,6 @@ class Tree:
         self._crowded: set[str] = set()
         self._work: list[tuple[Hierarchy, str]] = []
         self._fresh: list[Known] = []
-        self._surrounded = ("", 0.0)
         self._fitting: dict[tuple[str, bool], list[Source]] = {}
         self.v2 = any(h.version == 2 for h in hierarchies)
         self.listens: Callable[[Place], None] = lambda place: None
@@ -140,10 +137,11 @@ class Tree:
     def _meet(self, hierarchy: Hierarchy, path: str, now: float) -> None:
         done = len(self._work) - 1
         guest = self.guests.of(path)
-        # Limit groups are looked for in every hierarchy, and are not in all.
         limit = guest is not None and path == guest.path
-        if (guest is None and hierarchy is not self.primary) or (limit and not os.path.isdir(hierarchy.path(path))):
+        if hierarchy is not self.primary and not self._is_heard(hierarchy, path, limit):
             del self._work[done]
+            if guest is None:
+                self.around.nearer(path, now)
             return
         below: list[str] = []
         met = (hierarchy.name, path, guest is not None)
@@ -155,12 +153,19 @@ class Tree:
         elif guest is None or self._admit(hierarchy, path, guest, now):
             below = self._watch(hierarchy, path, guest, now)
         if self.visited is not None and limit and hierarchy is self.primary:
-            self.around(path, now)
+            self.around.watch(path, now)
             self._work += [(h, path) for h in self.hierarchies if h is not hierarchy]
         del self._work[done]
         # One that has just turned out to be a guest comes again as one.
         if self.guests.known.get(path, guest) is guest:
             self._work += [(hierarchy, f"{path}/{name}") for name in below]
+
+    def _is_heard(self, hierarchy: Hierarchy, path: str, limit: bool) -> bool:
+        """Whether a group in a guest is there, in a hierarchy that is not the primary one, and so that its end will be
+        heard of. Limit groups are looked for in all, before the group above them is met, and are not in all."""
+        if not limit:
+            return self.guests.of(path) is not None
+        return (hierarchy.name, path.rpartition("/")[0]) in self.places and os.path.isdir(hierarchy.path(path))
 
     def _admit(self, hierarchy: Hierarchy, path: str, guest: Known, now: float) -> bool:
         """Count *path* among the groups of its guest; False where that has too many."""
@@ -198,14 +203,14 @@ class Tree:
                         self.gone(name, path, now)
                     self._work.append((hierarchy, path))
                     return []
-                self._let_go(place)
+                self.let_go(place)
                 place = None
             if place is None:
                 place = self.places[key] = Place(hierarchy, path, status.st_ino)
                 place.top = self.guests.top(path)
             if self.visited is not None:
                 self.visited.add((*key, guest is not None))
-            if not self._add(place, DIRECTORY, directory, MASK, guest, now) and self.visited is None:
+            if not self.add(place, DIRECTORY, directory, MASK, guest, now) and self.visited is None:
                 return []
             if guest is not None:
                 self.files(place, guest, now)
@@ -240,37 +245,16 @@ class Tree:
         guest = self.guests.add(path, mark, owner)
         self.lives.populated[path] = None
         self._fresh.append(guest)
-        self.around(path, now)
+        self.around.watch(path, now)
         # Where all is gone through, the others follow when it is met again in the first.
         for hierarchy in self.hierarchies if self.visited is None else (self.primary,):
             self.made(hierarchy, path, now)
-
-    def around(self, path: str, now: float) -> None:
-        """Watch the group in which an outermost guest is in the other hierarchies too: it may get there later."""
-        parent = path.rpartition("/")[0]
-        if self.guests.of(parent) is not None or (self.visited is not None and (parent, now) == self._surrounded):
-            return
-        self._surrounded = (parent, now)
-        for hierarchy in (one for one in self.hierarchies if one is not self.primary):
-            try:
-                directory = hierarchy.path(parent or "/")
-                inode = os.stat(directory).st_ino
-                place = self.places.get((hierarchy.name, parent))
-                if place is None or place.inode != inode:
-                    if place is not None:
-                        self._let_go(place)
-                    place = self.places[hierarchy.name, parent] = Place(hierarchy, parent, inode)
-                self._add(place, DIRECTORY, directory, MASK, None, now)
-                if self.visited is not None:
-                    self.visited.add((hierarchy.name, parent, False))
-            except OSError:
-                self.awaited.setdefault(path, AWAIT)
 
     def gone(self, name: str, path: str, now: float) -> None:
         """The directory *path* was removed in the hierarchy *name*."""
         place = self.places.pop((name, path), None)
         if place is not None:
-            self._let_go(place)
+            self.let_go(place)
         group = self.groups.get(path)
         if group is None:
             if name == self.primary.name:
@@ -303,7 +287,7 @@ class Tree:
                 for name in list(self.groups[one].hierarchies):
                     self.gone(name, one, now)
             for name in around:
-                self._let_go(self.places.pop((name, path)))
+                self.let_go(self.places.pop((name, path)))
 
     def renamed(self, name: str, path: str, now: float) -> None:
         """v1: all below the directory has another path from now on."""
@@ -318,7 +302,7 @@ class Tree:
         """Watch those files of *place* that are wanted and there."""
         hierarchy = place.hierarchy
         if hierarchy.version == 2:
-            self._add(place, CONTROL, place.file(CONTROL), inotify.IN_MODIFY, guest, now)
+            self.add(place, CONTROL, place.file(CONTROL), inotify.IN_MODIFY, guest, now)
         only = hierarchy is self.primary and not self.v2
         fitting = self._fitting.get((hierarchy.name, only))
         if fitting is None:
@@ -335,14 +319,14 @@ class Tree:
                 # All that a new group has counted has happened since it is there; what had to rest goes on.
                 place.said.setdefault(file, said if self.quiet else dict.fromkeys(said, 0))
                 told = sources.TOLD in source.how or file == "freezer.state"
-                if not told or self._add(place, file, place.file(file), inotify.IN_MODIFY, guest, now):
+                if not told or self.add(place, file, place.file(file), inotify.IN_MODIFY, guest, now):
                     place.files[file] = source
                 break
         if self.quiet:
             place.frozen = any(said.get("frozen") for said in place.said.values()) and froze_itself(place)
         self.listens(place)
 
-    def _add(self, place: Place, file: str, path: str, mask: int, guest: Known | None, now: float) -> bool:
+    def add(self, place: Place, file: str, path: str, mask: int, guest: Known | None, now: float) -> bool:
         """One watch. False where there is no room for it. OSError: it went away."""
         if file in place.watches:
             return True
@@ -382,7 +366,8 @@ class Tree:
             place.files.pop(file, None)
         inotify.remove(self.inotify, number)
 
-    def _let_go(self, place: Place) -> None:
+    def let_go(self, place: Place) -> None:
+        """Watch a directory and its files no longer."""
         for number in place.watches.values():
             self.keys.pop(number, None)
             inotify.remove(self.inotify, number)

@@ -128,7 +128,7 @@ def bomb() -> str:
 
 
 def script(python: PythonRoot) -> str:
-    inner = f"{limited('/job')}; sleep {SLOW:.0f}"  # so that its counters can be read
+    inner = f"{limited('/job')}; read line || true"  # so that its counters can be read
     two = nested(python, "--rm --name two --userns none --capabilities all", f"sh -c {shlex.quote(inner)}")
     return "\n".join((limited("/web"), bomb(), freeze("/ice"), fleeting(5), two, "read line || true"))
 
@@ -159,9 +159,12 @@ def test_each_thing_is_seen_once(
     assert guest.stdin is not None
     root, limit = guest_root(guest_name), limit_group(guest_name)
     inner, two = f"{root}/nestrt/two", f"{guest_name}/two"
-    stream.wait("ended", name=two, timeout=40)
+    stream.wait("limit", path=f"{inner}/guest/job", key="memory.max", timeout=40)
+    stream.wait("oom", path=f"{inner}/guest/job")
+    guest.stdin.write(b"\n")
+    guest.stdin.flush()
+    stream.wait("ended", name=two)
     stream.wait("limit", name=guest_name, key="pids.max")
-    stream.wait("limit", path=f"{inner}/guest/job", key="memory.max")
     stream.wait("oom", path=f"{root}/web")
     guest.stdin.close()
     stream.wait("removed", path=limit)
