@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(_joined(argv))
     if options.tree and (options.format != "table" or options.sort):
         raise InputError("draw", "a tree", "it has a form and an order of its own", "leave out --format and --sort")
-    sight = look()
+    sight = look(options.names + options.guest)
     tops = [find(sight.view, name) for name in options.names]
     alone = [find(sight.view, name) for name in options.guest]
     if not tops and not alone:

@@ -9,7 +9,7 @@ from nestrt.act import members
 from nestrt.cli.options import Option, parse, usage
 from nestrt.errors import HostError, InputError, NestrtError, NotFound, StateError
 from nestrt.host.sight import find
-from nestrt.host.walk import walk
+from nestrt.host.walk import walk, walk_to
 from nestrt.probe.facts import read_hierarchies
 
 TYPE_CHECKING = False
@@ -63,7 +63,7 @@ def look(name: str, hierarchies: tuple[Hierarchy, ...] | None = None) -> tuple[V
             return view, find(view, name)
         except NotFound:
             pass  # what is close to the name is to be seen too
-    view = walk(hierarchies)
+    view = walk_to(hierarchies, [name])
     return view, find(view, name)
 
 

@@ -9,7 +9,7 @@ from nestrt.errors import HostError
 from nestrt.host.render import ASCII, GLYPHS
 from nestrt.host.sight import Sight
 from nestrt.host.style import Style
-from nestrt.host.walk import walk
+from nestrt.host.walk import walk, walk_to
 from nestrt.probe.facts import read_hierarchies
 
 TYPE_CHECKING = False
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def look() -> Sight:
-    """Walk this level's groups. Says on standard error what cannot be seen. Raises HostError without cgroups."""
-    sight = Sight(walk(read_hierarchies()))
+def look(names: Iterable[str] = ()) -> Sight:
+    """Walk this level's groups; with *names*, of the guests only those that they lead to. Says on standard error what
+    cannot be seen. Raises HostError without cgroups."""
+    names = tuple(names)
+    sight = Sight(walk_to(read_hierarchies(), names) if names else walk(read_hierarchies()))
     if sight.view.level == 0 and os.geteuid() != 0:
         note = "nestrt: the host's marks (trusted.nestrt) are for root to read: run it as root to see more"
         print(note, file=sys.stderr)

@@ -7,14 +7,20 @@ import json
 import re
 import time
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Iterator
 
 from nestrt.broker.audit_read import DIRECTORY, Entry, Follower, Reader
+from nestrt.cli._formats import Column, add_options, write_rows
 from nestrt.cli._view import write
 from nestrt.errors import InputError
 from nestrt.host.marks import escape
 
+FIELDS = (
+    "time", "guest", "peer.user", "peer.pid", "method", "group", "key", "old", "new", "verdict", "message", "repeated",
+    "lost",
+)  # fmt: skip
+COLUMNS = tuple(Column(field.rpartition(".")[2].upper(), field) for field in FIELDS)
 HEADER = ("TIME", "GUEST", "USER", "PID", "METHOD", "GROUP", "KEY", "OLD", "NEW", "VERDICT")
 WIDEST = 40  # characters of a cell; JSON has the whole
 BLOCK = 500  # rows that are aligned at once
@@ -24,7 +30,7 @@ SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 EPILOG = """
 TIME is 10m, 2h or 3d ago, or like 2026-11-30T12:00, 2026-11-30T12:00:00Z or 12:00; without a zone it is this
 machine's. USER and GROUP are as the guest counts, PID as this level does. A value that is longer than its
-column ends in "…"; json has it as it was written down.
+column ends in "…"; the other forms have it as it was written down, json as the line itself.
 """
 
 
@@ -45,7 +51,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--group", metavar="GROUP", help="only this group of the guest and those below it")
     parser.add_argument("--method", metavar="METHOD", help="only this method: Set, Devices, Attach …")
     parser.add_argument("--directory", metavar="DIR", default=DIRECTORY, help=f"where it is (default: {DIRECTORY})")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="json: the lines as they are")
+    add_options(parser, ("text", "json", "yaml", "csv"), "text")
     options = parser.parse_args(argv)
     if options.lines is not None and options.lines < 0:
         raise InputError("read", f"--lines {options.lines}", "no such number", "write 0 or more")
@@ -62,15 +68,23 @@ def main(argv: list[str]) -> int:
             and (not options.group or within(str(entry.get("group")), options.group))
         )
 
-    show = Table() if options.format == "text" else Plain()
-    if not options.follow:
-        return show.write(reader.read(options.name, since, until, options.lines, keep))
-    follower = Follower(reader, options.name, keep)
-    lines = LAST if options.lines is None and since is None else options.lines
-    show.write(reader.read(options.name, since, None, lines, keep, before=follower.begun))
-    while True:
-        show.write(iter(follower.poll()))
-        time.sleep(PAUSE)
+    def parts() -> Iterator[Iterator[Entry]]:
+        if not options.follow:
+            yield reader.read(options.name, since, until, options.lines, keep)
+            return
+        follower = Follower(reader, options.name, keep)
+        lines = LAST if options.lines is None and since is None else options.lines
+        yield reader.read(options.name, since, None, lines, keep, before=follower.begun)
+        while True:
+            yield iter(follower.poll())
+            time.sleep(PAUSE)
+
+    if options.format not in ("text", "json"):
+        return write_rows(options, chain.from_iterable(parts()), COLUMNS, live=options.follow)
+    show = Table(not options.no_headings) if options.format == "text" else Plain()
+    for part in parts():
+        show.write(part)
+    return 0
 
 
 def moment(text: str, now: float) -> float:
@@ -96,20 +110,19 @@ def within(group: str, top: str) -> bool:
 class Plain:
     """JSON, a line for each entry; ASCII, so that nothing in it reaches a terminal as more than text."""
 
-    def write(self, entries: Iterator[Entry]) -> int:
+    def write(self, entries: Iterator[Entry]) -> None:
         while block := list(islice(entries, BLOCK)):
             write(json.dumps(entry, separators=(",", ":")) for entry in block)
-        return 0
 
 
 class Table:
     """Columns under each other, in blocks: they get wider where a later block needs it."""
 
-    def __init__(self) -> None:
+    def __init__(self, headings: bool = True) -> None:
         self.widths = [0] * len(HEADER)
-        self.begun = False
+        self.begun = not headings
 
-    def write(self, entries: Iterator[Entry]) -> int:
+    def write(self, entries: Iterator[Entry]) -> None:
         while block := list(islice(entries, BLOCK)):
             rows = [row(entry) for entry in block]
             if not self.begun:
@@ -118,7 +131,6 @@ class Table:
             for column in range(len(HEADER) - 1):
                 self.widths[column] = max(self.widths[column], *(len(cells[column]) for cells in rows))
             write("  ".join(map(str.ljust, cells, self.widths)).rstrip() for cells in rows)
-        return 0
 
 
 def row(entry: Entry) -> tuple[str, ...]:

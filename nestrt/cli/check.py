@@ -7,7 +7,7 @@ import sys
 
 from nestrt.act.trials import carry_out
 from nestrt.cli._check import is_waiting, named, subject_of
-from nestrt.cli._formats import add_options, write_rows
+from nestrt.cli._formats import Column, add_options, write_rows
 from nestrt.cli._view import look, write
 from nestrt.errors import InputError, NestrtError, StateError
 from nestrt.host.laws import by_law, judge, process_of
@@ -19,6 +19,10 @@ from nestrt.host.marks import escape
 from nestrt.host.processes import start_time
 from nestrt.host.sight import Sight
 from nestrt.host.walk import Guest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 EPILOG = """
 NAME is as nestrt ls shows it (web, or web/inner for a guest's guest), a limit group's path, the
@@ -40,6 +44,8 @@ On cgroup v1 "clamp" includes no cap on groups: the kernel has none.
 Exit status: 0 every law holds for every guest; 1 one does not, or is unknown; 3 no such guest;
 4 the guest has ended, or is being started.
 """
+# Of CSV: a row for each law.
+COLUMNS = tuple(Column(field.upper(), field) for field in ("name", "level", "pid", "law", "holds", "what", "remedy"))
 SECONDS = 30.0
 WORDS = {True: "ok", False: "FAILED", None: "unknown"}
 
@@ -55,13 +61,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("names", metavar="NAME", nargs="*", help="guests, by name, id or process")
     parser.add_argument("-a", "--all", action="store_true", help="every running guest, at every level")
     parser.add_argument("--passive", action="store_true", help="look only: enter nothing, try nothing")
-    add_options(parser, ("table", "json", "yaml"))
+    add_options(parser)
     options = parser.parse_args(argv)
     if options.all == bool(options.names):
         reason = "both names and --all are given" if options.all else "none is named"
         raise InputError("check", "guests", reason, "name some, or write --all")
     sight = look()
-    results: list[dict[str, object]] = []
+    results: list[dict[str, Any]] = []
     lines: list[str] = []
     status = 0
     for word in options.names or [guest.path for guest in sight.view.everyone()]:
@@ -83,6 +89,8 @@ def main(argv: list[str]) -> int:
         lines += table(guest, laws, heading=options.all or len(options.names) > 1)
     if options.format == "table":
         write(lines)
+    elif options.format == "csv":
+        write_rows(options, [{**each, **law} for each in results for law in each["laws"]], COLUMNS)
     else:
         write_rows(options, results, ())
     return status

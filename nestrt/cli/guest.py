@@ -69,11 +69,11 @@ def engine_group(name: str) -> str:
     A claim is none: whoever wrote it could choose what the host's root is led to.
     """
     from nestrt.host.sight import find
-    from nestrt.host.walk import walk
+    from nestrt.host.walk import walk_to
     from nestrt.probe.facts import read_hierarchies
 
     try:
-        guest = find(walk(read_hierarchies()), name)
+        guest = find(walk_to(read_hierarchies(), [name]), name)
     except NestrtError:
         return ""
     return "" if guest.claim else guest.path

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("name", metavar="NAME", help="web, web/db for a guest's guest, or its limit group's path")
     add_options(parser, ("text", "json", "yaml"), "text")
     options = parser.parse_args(argv)
-    sight = look()
+    sight = look([options.name])
     guest = find(sight.view, options.name)
     shown, laws = report.live(sight, guest), _laws(sight, guest)
     document = {

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     )
     add_options(parser, ("tree", "json", "yaml"), "tree")
     options = parser.parse_args(argv)
-    sight = look()
+    sight = look([options.name] if options.name else ())
     view = sight.view
     controllers = _controllers(sight, options.controller) if options.controller else None
     guests = [_named(sight, options.name)] if options.name else view.guests

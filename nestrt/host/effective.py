@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 
 from nestrt.host.keys import Key, keys_of
-from nestrt.host.processes import read_text
+from nestrt.host.processes import control_text
 from nestrt.level.units import MAX
 from nestrt.plan.facts import Hierarchy
 from nestrt.record import record
@@ -107,7 +107,7 @@ class Reader:
         directory = hierarchy.path(path)
         if directory not in self._alike:
             try:
-                enabled = read_text(directory + "/cgroup.controllers") if hierarchy.version == 2 else ""
+                enabled = control_text(directory + "/cgroup.controllers") if hierarchy.version == 2 else ""
                 alike = (hierarchy.name, enabled, path == "/")
                 if alike not in self._keys:
                     self._keys[alike] = keys_of(hierarchy.controllers, hierarchy.version, os.listdir(directory))
@@ -135,7 +135,7 @@ class Reader:
             directory = hierarchy.path(path)
             own: Value | None
             try:
-                own = key.read(lambda file: read_text(f"{directory}/{file}").strip())  # noqa: B023  it is called here
+                own = key.read(lambda file: control_text(f"{directory}/{file}").strip())  # noqa: B023  it is called here
             except (OSError, ValueError):
                 own = None
             above = above if own is None else tighten(above, path, own)
@@ -174,7 +174,7 @@ class Reader:
 def usage(hierarchy: Hierarchy, key: Key, path: str) -> int | None:
     """What the group and its descendants use, in the key's unit; None where the kernel counts none."""
     try:
-        return int(read_text(hierarchy.path(path, key.usage))) if key.usage else None
+        return int(control_text(hierarchy.path(path, key.usage))) if key.usage else None
     except (OSError, ValueError):
         return None
 
@@ -187,9 +187,9 @@ def cpu_time(hierarchies: tuple[Hierarchy, ...], path: str) -> int | None:
     for hierarchy in hierarchies:
         try:
             if "cpuacct" in hierarchy.controllers:
-                return int(read_text(hierarchy.path(path, "cpuacct.usage"))) // 1000
+                return int(control_text(hierarchy.path(path, "cpuacct.usage"))) // 1000
             if hierarchy.version == 2:
-                words = read_text(hierarchy.path(path, "cpu.stat")).split()
+                words = control_text(hierarchy.path(path, "cpu.stat")).split()
                 return int(words[words.index("usage_usec") + 1])
         except (OSError, ValueError, IndexError):
             continue

@@ -65,6 +65,22 @@ def read_text(path: str, limit: int = 65536) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
+def control_text(path: str) -> str:
+    """A control file's text. OSError, as read_text().
+
+    One read(2) has it whole (kernel/cgroup/cgroup.c, cgroup_seqfile_show: it is one record), but of files with many
+    members: cgroup.procs, cgroup.threads, tasks. That is a quarter less to do, for very many files.
+    """
+    if len(path) > LONGEST_PATH:
+        return read_text(path)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.read(fd, 65536)
+    finally:
+        os.close(fd)
+    return data.decode("utf-8", "surrogateescape")
+
+
 def pids_in(directory: str) -> list[int]:
     """The pids in cgroup.procs; [] if the group is gone, not readable, or threaded (v2 says EOPNOTSUPP)."""
     try:
@@ -105,7 +121,7 @@ def _is_populated(guest: Guest, view: View) -> bool:
     for hierarchy in view.hierarchies:
         if hierarchy.version == 2 and hierarchy.name in guest.hierarchies:
             try:
-                if "populated 1" in read_text(hierarchy.path(guest.path, "cgroup.events")):
+                if "populated 1" in control_text(hierarchy.path(guest.path, "cgroup.events")):
                     return True
             except OSError:
                 continue

@@ -36,6 +36,7 @@ from nestrt.host.counters import CounterReader
 from nestrt.host.effective import Limit
 from nestrt.host.processes import Process
 from nestrt.host.sight import Sight, count_groups
+from nestrt.host.spread import spread
 from nestrt.host.walk import Group, Guest
 from nestrt.level.units import MAX, format_cpus
 
@@ -153,11 +154,11 @@ def tree_text(
     """The guests with "groups" (path, hierarchies, limits, on demand processes) and, nested, "guests", as JSON text in
     pieces, a line for each guest and each group: of 10,000 groups none is kept.
 
-    Groups at most *depth* below the guest roots; of limits those of *controllers*.
+    Groups at most *depth* below the guest roots; of limits those of *controllers*. Raises HostError, as spread().
     """
-    yield "["
-    for number, found in enumerate(guests):
-        yield (",\n" if number else "\n") + dumps(guest(sight, found))[:-1] + ', "groups": ['
+
+    def tell(found: Guest) -> Iterator[str]:
+        yield dumps(guest(sight, found))[:-1] + ', "groups": ['
         members = sight.processes(found) if with_processes else None
         deepest = None if depth is None else found.root.count("/") + depth
         yield dumps(_group(sight, Group(found.path, found.hierarchies), members, controllers))
@@ -165,9 +166,20 @@ def tree_text(
             if deepest is None or group.path.count("/") <= deepest:
                 yield ",\n" + dumps(_group(sight, group, members, controllers))
         yield '], "guests": '
-        yield from tree_text(sight, found.guests, with_processes, depth, controllers)
+        yield from listed(found.guests)
         yield "}"
         sight.forget(found)
+
+    def listed(inner: list[Guest]) -> Iterator[str]:
+        yield "[\n" if inner else "["
+        for number, found in enumerate(inner):
+            if number:
+                yield ",\n"
+            yield from tell(found)
+        yield "]"
+
+    yield "[\n" if guests else "["
+    yield from spread(guests, tell, ",\n")
     yield "]"
 
 

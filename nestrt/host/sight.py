@@ -12,7 +12,7 @@ import os
 from nestrt.errors import InputError, NotFound
 from nestrt.host.effective import Limit, Reader, cpu_time
 from nestrt.host.marks import escape, read_stamp, valid_name
-from nestrt.host.processes import Process, add_commands, first_process, is_running, processes, read_text
+from nestrt.host.processes import Process, add_commands, control_text, first_process, is_running, processes
 from nestrt.host.walk import Guest, View
 from nestrt.kernel import bpf
 from nestrt.level.values import closest
@@ -83,7 +83,7 @@ class Sight:
             v2 = hierarchy.version == 2
             if v2 or "freezer" in hierarchy.controllers:
                 try:
-                    text = read_text(hierarchy.path(guest.path, "cgroup.events" if v2 else "freezer.state"))
+                    text = control_text(hierarchy.path(guest.path, "cgroup.events" if v2 else "freezer.state"))
                 except OSError:
                     continue
                 if "frozen 1" in text or text.startswith("FROZEN"):
@@ -120,7 +120,7 @@ class Sight:
             if hierarchy.version == 2 and hierarchy.name in guest.hierarchies:
                 for key, file in (("groups", "cgroup.max.descendants"), ("depth", "cgroup.max.depth")):
                     try:
-                        text = read_text(hierarchy.path(guest.path, file)).strip()
+                        text = control_text(hierarchy.path(guest.path, file)).strip()
                         found[key] = -1 if text == "max" else int(text)
                     except (OSError, ValueError):
                         continue
@@ -135,7 +135,7 @@ class Sight:
             path = hierarchy.path(guest.path)
             try:
                 if "devices" in hierarchy.controllers:
-                    found.rules = tuple(read_text(path + "/devices.list").splitlines())
+                    found.rules = tuple(control_text(path + "/devices.list").splitlines())
                 elif hierarchy.version == 2:
                     found.programs = bpf.query(path)
                     effective = bpf.query(path, effective=True)

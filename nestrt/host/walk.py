@@ -29,7 +29,7 @@ from nestrt.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -231,13 +231,15 @@ def _weight(mark: Mark) -> tuple[bool, bool]:
     return mark.attribute == TRUSTED, mark.whole
 
 
-def _collect(hierarchies: tuple[Hierarchy, ...], everywhere: bool, inside: bool = True) -> dict[str, _Place]:
-    """All directories at and below the outermost marked ones, by path."""
+def _collect(
+    hierarchies: tuple[Hierarchy, ...], everywhere: bool, inside: bool = True, only: tuple[str, ...] = ()
+) -> dict[str, _Place]:
+    """All directories at and below the outermost marked ones, by path; with *only*, at and below these paths."""
     first = primary(hierarchies)
     places: dict[str, _Place] = {}
-    tops: list[str] = []
+    tops = list(only)
     for hierarchy in (first, *(h for h in hierarchies if h is not first)):
-        if hierarchy is first or everywhere:
+        if (hierarchy is first and not only) or everywhere:
             top = ""
             within = False
             for seen in scan(hierarchy.mountpoint, inside=inside):
@@ -291,6 +293,29 @@ def walk(hierarchies: tuple[Hierarchy, ...], everywhere: bool = False, inside: b
         return View(0, "host", (), [])
     view = empty_view(hierarchies)
     _sort_in(view, _collect(hierarchies, everywhere, inside))
+    return view
+
+
+def walk_to(hierarchies: tuple[Hierarchy, ...], names: Iterable[str]) -> View:
+    """The view of walk(), where of the outermost guests only those have groups and guests that *names* are, or are in:
+    names of guests ("web", "web/db", "web:/job") or paths of groups. What else there is costs a look at its mark.
+
+    Where one of *names* leads to no guest it is the whole view, for whoever says what is like it.
+    """
+    view = walk(hierarchies, inside=False)
+    meant: dict[str, Guest] = {}
+    for name in names:
+        first = name.split("/", 1)[0].split(":", 1)[0]
+        found = [g for g in view.guests if g.name == first or name == g.path or name.startswith(g.path + "/")]
+        if not found:
+            return walk(hierarchies)
+        meant.update((guest.path, guest) for guest in found)
+    if meant:
+        whole = empty_view(hierarchies)
+        _sort_in(whole, _collect(hierarchies, False, only=tuple(meant)))
+        looked = {guest.path: guest for guest in whole.guests}
+        # One that went away meanwhile is left out.
+        view.guests[:] = [looked.get(g.path, g) for g in view.guests if g.path in looked or g.path not in meant]
     return view
 
 

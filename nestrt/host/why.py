@@ -21,7 +21,7 @@ from nestrt.host.keys import Key
 from nestrt.host.marks import escape
 from nestrt.host.processes import Process, processes, read_text
 from nestrt.host.sight import find
-from nestrt.host.walk import Guest, View, along, at, walk
+from nestrt.host.walk import Guest, View, along, at, walk_to
 from nestrt.kernel.mountinfo import read_cgroups
 from nestrt.level.units import MAX, PERIOD
 from nestrt.plan.facts import Hierarchy
@@ -108,7 +108,7 @@ def _guest(hierarchies: tuple[Hierarchy, ...], name: str) -> Guest:
         near = [guest for guest in along(hierarchies, groups).everyone() if guest.name == name]
         if near and not near[0].claim:
             return near[0]
-    return find(walk(hierarchies), name)
+    return find(walk_to(hierarchies, [name]), name)
 
 
 def _clean(path: str) -> str:

@@ -10,6 +10,7 @@ A broken guest is a good one in which the host has undone one thing, by hand.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -140,6 +141,9 @@ def test_the_table_has_one_line_for_each_law(nestrt: Nestrt, new_guest: NewGuest
     assert nestrt.run("check", "--passive", limit_group(one)).ok().out.count(" ok ") == 8
     both = nestrt.run("check", "--passive", one, two).ok().out.splitlines()
     assert [line for line in both if not line.startswith(" ")] == [one, two]
+    rows = list(csv.DictReader(nestrt.run("check", "--passive", "--format", "csv", one, two).ok().out.splitlines()))
+    assert [(row["name"], row["law"]) for row in rows] == [(name, law) for name in (one, two) for law in LAWS]
+    assert {row["holds"] for row in rows} == {"true"}
 
 
 def test_all_are_those_that_run(nestrt: Nestrt, new_guest: NewGuest, busybox: Path) -> None:

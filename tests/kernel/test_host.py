@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,14 +19,18 @@ import pytest
 from nestrt.cli import ls, show, tree
 from nestrt.errors import NotFound
 from nestrt.host import sight as sight_module
+from nestrt.host import spread
 from nestrt.host.processes import processes, start_time
 from nestrt.host.render import word
 from nestrt.host.sight import Sight, find
-from nestrt.host.walk import DEEPEST, Guest, View, walk
+from nestrt.host.spread import FEWEST
+from nestrt.host.walk import DEEPEST, Guest, View, walk, walk_to
 from nestrt.plan.facts import Hierarchy
 from nestrt.probe.facts import primary, read_hierarchies
+from nestrt.record import replace
 from support.hostside import hierarchies as host_hierarchies
 from support.need import SLOW, require
+from support.nest import nest
 from support.rootfs import CHECKOUT
 from support.runner import wait_for
 
@@ -235,6 +240,37 @@ def test_every_guest_at_every_level(scene: Scene) -> None:
     assert below.pop("guest/jobs") == expected
     assert all(names == everywhere for names in below.values())
     assert walk(read_hierarchies(), everywhere=True) == view
+
+
+# A second guest beside it: only the one that is named is looked into.
+def test_a_name_leads_to_its_guest_alone(scene: Scene) -> None:
+    for path in ("z", "z/guest"):
+        scene.groups.make(path)
+    scene.groups.mark("z", "trusted.nestrt", whole_mark(f"{scene.name}z"))
+    hierarchies = read_hierarchies()
+    a, b, c, z = here(walk(hierarchies))
+    inner = f"{TOP}/a/guest/jobs"
+    for names in ([a.name], [b.name], [f"{c.name}:/x"], [f"{a.name}:/"], [a.path], [b.path], [inner], [b.name, a.path]):
+        assert here(walk_to(hierarchies, names)) == [a, b, c, replace(z, groups=[])], names
+    for names in ([a.name, z.path], [a.name, "nestrt-none"], [TOP], [f"{a.path}z"], [""]):
+        assert here(walk_to(hierarchies, names)) == [a, b, c, z], names
+    assert here(walk_to(hierarchies, [])) == here(walk(hierarchies, inside=False))
+
+
+# More guests than one process tells of: what several say is what one says.
+@pytest.mark.slow_on_vm
+def test_the_tree_of_many_guests(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    with nest(FEWEST + 7, 2, processes=1, parent=TOP):
+        said = []
+        for cpus in (1, 2, 7):
+            monkeypatch.setattr(spread.os, "sched_getaffinity", lambda pid, cpus=cpus: set(range(cpus)))
+            text = run(tree.main, capfd, "--format", "json")
+            # What is in use goes on changing.
+            found = json.loads(re.sub(r'"(usage|cpu_usec)": [0-9]+', r'"\1": 0', text))["guests"]
+            said.append([guest for guest in found if guest["path"].startswith(TOP)])
+    assert len(said[0]) == FEWEST + 7
+    assert all(len(guest["groups"]) >= 5 for guest in said[0])
+    assert said[0] == said[1] == said[2]
 
 
 def test_state_and_pids_of_nested_guests(scene: Scene) -> None:

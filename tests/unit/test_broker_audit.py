@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -512,6 +513,14 @@ def test_the_command(audit: Audit, directory: Path, capsys: pytest.CaptureFixtur
     assert [json.loads(line)["guest"] for line in shown(capsys, *where, "--format", "json").splitlines()] == [
         "web", "db", "db", "db",
     ]  # fmt: skip
+    rows = list(csv.reader(shown(capsys, *where, "--format", "csv").splitlines()))
+    assert rows[0][:5] == ["time", "guest", "peer.user", "peer.pid", "method"]
+    assert rows[1][1:11] == ["web", "0", "4711", "Set", "/db", "memory.max", "64M", "128M", "done", ""]
+    assert (rows[2][5], json.loads(rows[2][8]), len(rows)) == ("/a\\x1b[31m", ["c 1:3 rwm"] * 9, 5)
+    assert len(shown(capsys, *where, "--format", "csv", "--no-headings").splitlines()) == 4
+    assert shown(capsys, *where, "web", "--format", "{{.Key}} {{.Peer.Pid}}") == "memory.max 4711\n"
+    assert "\n  key: memory.max\n" in shown(capsys, *where, "web", "--format", "yaml")
+    assert len(shown(capsys, *where, "web", "--no-headings").splitlines()) == 1
     for argv, count in [
         (["web"], 1), (["db"], 3), (["--refused"], 3), (["--method", "freeze"], 2), (["--group", "/a"], 2),
         (["--group", "a/b"], 2), (["--group", "/"], 4), (["-n", "2"], 2), (["--since", "10m"], 4),
@@ -540,17 +549,23 @@ def test_moments() -> None:
             cli.moment(text, now)
 
 
-def test_the_command_follows(audit: Audit, directory: Path) -> None:
+@pytest.mark.parametrize("form", ["json", "csv"])
+def test_the_command_follows(form: str, audit: Audit, directory: Path) -> None:
     for number in range(20):
         note(audit, "web", number)
-    argv = [str(CHECKOUT / "hooks/nestrt"), "audit", "--directory", str(directory), "-f", "-n", "2", "--format", "json"]
+    words = ["-f", "-n", "2", "--no-headings", "--format", form]
+    argv = [str(CHECKOUT / "hooks/nestrt"), "audit", "--directory", str(directory), *words]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
+
+        def new(line: bytes) -> int:
+            return int(json.loads(line)["new"] if form == "json" else line.decode().split(",")[8])
+
         try:
-            assert [json.loads(process.stdout.readline())["new"] for _ in range(2)] == [18, 19]
+            assert [new(process.stdout.readline()) for _ in range(2)] == [18, 19]
             note(audit, "web", 20)
             note(audit, "other", 21)
-            assert [json.loads(process.stdout.readline())["new"] for _ in range(2)] == [20, 21]
+            assert [new(process.stdout.readline()) for _ in range(2)] == [20, 21]
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 130
