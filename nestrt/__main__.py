@@ -162,7 +162,8 @@ def _engine(words: list[str]) -> int:
             if form == "host":
                 sys.stderr.write(f"nestrt: {error}\n")
                 return error.status
-            # No guest either: it is for the runtime to say so, in the words that engines look for.
+            guest = error
+            return _timely(verb, lambda: engine.run(verb, flags, words, guest))
     return _timely(verb, lambda: engine.run(verb, flags, words))
 
 

@@ -12,7 +12,7 @@ import time
 
 from nestrt import jsontext
 from nestrt.cli.options import Option, parse_go, usage
-from nestrt.errors import InputError, NestrtError, one_line
+from nestrt.errors import InputError, NestrtError, NotFound, one_line
 from nestrt.record import record
 
 TYPE_CHECKING = False
@@ -176,12 +176,17 @@ def lower(error: OSError) -> str:
     return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
+NO_CONTAINER = "container does not exist"
 # The exit status where a verb itself fails; the container's own is passed on as it is.
 FAILED = {"exec": 255}
 
 
-def run(verb: str, flags: Globals, argv: list[str]) -> int:
-    """Carry out one verb; whatever goes wrong is reported here, once."""
+def run(verb: str, flags: Globals, argv: list[str], guest: NotFound | None = None) -> int:
+    """Carry out one verb; whatever goes wrong is reported here, once.
+
+    *guest*: what was said where a guest of that name was looked for. Where there is no such container either, its
+    remedy is the one to be told, in the words that engines look for.
+    """
     try:
         module = __import__(f"nestrt.cli.{verb}", fromlist=["main"])
         main: Callable[[Globals, list[str]], int] = module.main
@@ -192,6 +197,8 @@ def run(verb: str, flags: Globals, argv: list[str]) -> int:
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
         return 0
     except Exception as error:
+        if guest is not None and isinstance(error, NotFound) and error.reason == NO_CONTAINER:
+            error = NotFound("find", f"container or {guest.obj}", NO_CONTAINER, guest.remedy)
         report(flags, error, verb)
         return FAILED.get(verb, 1)
 
