@@ -21,6 +21,9 @@ from __future__ import annotations
 
 import os
 
+# Engines look for these words, and know by them that there is nothing left to do.
+NO_CONTAINER = "container does not exist"
+
 
 def one_line(text: str) -> str:
     """*text* as it may be shown: names and paths in it come from users and guests, and a terminal obeys some."""

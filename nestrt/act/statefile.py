@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from nestrt.errors import NestrtError, NotFound
+from nestrt.errors import NO_CONTAINER, NestrtError, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def read_state(root: str, id: str) -> str | None:
     except (FileNotFoundError, NotADirectoryError) as error:
         if os.path.islink(place):
             raise _foreign(place, "it is a symbolic link") from error
-        raise NotFound("find", f"container {id}", "container does not exist", "nestrt list shows all") from error
+        raise NotFound("find", f"container {id}", NO_CONTAINER, "nestrt list shows all") from error
     try:
         if top.st_uid not in ours or top.st_mode & 0o1002 == 0o002:
             raise _foreign(root, f"user {top.st_uid}, or anybody, can change what is in it")

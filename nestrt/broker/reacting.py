@@ -62,6 +62,7 @@ class Armed:
         self.reaction = reaction
         self.group = reaction.group
         self.hold = acts.Hold(reaction, was, reactor.guard, reactor.number())
+        self.given: float | None = None  # its memory.max when it was last looked at
         self.told: set[str] = set()
         self.busy = False
         self.last = -EVERY
@@ -125,6 +126,7 @@ class Armed:
         try:
             if self.guest.now(self.hold.is_stale):
                 await self.guest.later(self.hold.set)
+            self.given = self.hold.maximum
             if not await self._meant(told):
                 return
             self.last = time.monotonic()
@@ -198,13 +200,16 @@ class Armed:
             await self.guest.later(self.hold.set)
 
     async def _freeze(self, why: str) -> None:
-        """Freeze, unless nothing in the group runs as it is. Whoever changes memory.max and thaws the group while this
-        is under way may have thawed it too early, so that is done after him."""
+        """Freeze, unless nothing in the group runs as it is. Whoever gives the group another memory.max and thaws it
+        while this is under way may have thawed it too early, so that is done after him."""
         waiting = self.reaction.waits and self.guest.now(lambda tree: acts.is_starving(tree.view, self.group))
         if not waiting and self.guest.now(lambda tree: acts.is_stopped(tree.view, self.group)):
+            if why:  # the guest was asked
+                self._report("freeze", "; ".join(("it is frozen already", why)))
+                self._audit("freeze", ("frozen", "1", "1"), "done")
             return
         await self._act("freeze", lambda tree: acts.freeze(tree, self.group, waiting), why)
-        if self.guest.now(self.hold.is_stale):
+        if self.guest.now(self._maximum) != self.given:
             await self._act("thaw", lambda tree: acts.thaw(tree, self.group), "its memory.max is another one by now")
 
     async def _act(self, action: str, act: Callable[[Tree], Done], why: str) -> None:
@@ -235,11 +240,16 @@ class Armed:
                 await question.answered.wait()
         finally:
             self.reactor.questions.pop(number, None)
+        # What the guest has given it meanwhile it has given before it answered.
+        self.given = self.guest.now(self._maximum)
         if question.answer:
             return question.answer, True
         if self.reaction.waits and not self.guest.now(self._still):
             return "", False
         return self.reaction.fallback or "nothing", False
+
+    def _maximum(self, tree: Tree) -> float | None:
+        return tree.view.value(self.group, "memory.max") if self.reaction.waits else None
 
     def _still(self, tree: Tree) -> bool:
         """Whether the group still has no memory."""

@@ -62,8 +62,9 @@ def look(name: str, hierarchies: tuple[Hierarchy, ...] | None = None) -> tuple[V
         try:
             return view, find(view, name)
         except NotFound:
-            pass  # what is close to the name is to be seen too
-    view = walk_to(hierarchies, [name])
+            view = walk(hierarchies)  # what is close to the name is to be seen too
+    else:
+        view = walk_to(hierarchies, [name])
     return view, find(view, name)
 
 

@@ -20,6 +20,8 @@ FIELDS = (
     "time", "guest", "peer.user", "peer.pid", "method", "group", "key", "old", "new", "verdict", "message", "repeated",
     "lost",
 )  # fmt: skip
+# What most lines do not have, and a template may ask for.
+ABSENT = {"message": None, "repeated": None, "lost": None}
 COLUMNS = tuple(Column(field.rpartition(".")[2].upper(), field) for field in FIELDS)
 HEADER = ("TIME", "GUEST", "USER", "PID", "METHOD", "GROUP", "KEY", "OLD", "NEW", "VERDICT")
 WIDEST = 40  # characters of a cell; JSON has the whole
@@ -80,7 +82,12 @@ def main(argv: list[str]) -> int:
             time.sleep(PAUSE)
 
     if options.format not in ("text", "json"):
-        return write_rows(options, chain.from_iterable(parts()), COLUMNS, live=options.follow)
+        blocks = parts()
+        first = next(blocks)
+        # Where there is no audit of that guest this says so, before there are headings.
+        begin = list(islice(first, 1))
+        rows = chain(begin, first, chain.from_iterable(blocks))
+        return write_rows(options, ({**ABSENT, **entry} for entry in rows), COLUMNS, live=options.follow)
     show = Table(not options.no_headings) if options.format == "text" else Plain()
     for part in parts():
         show.write(part)

@@ -12,7 +12,7 @@ import time
 
 from nestrt import jsontext
 from nestrt.cli.options import Option, parse_go, usage
-from nestrt.errors import InputError, NestrtError, NotFound, one_line
+from nestrt.errors import NO_CONTAINER, InputError, NestrtError, NotFound, one_line
 from nestrt.record import record
 
 TYPE_CHECKING = False
@@ -176,7 +176,6 @@ def lower(error: OSError) -> str:
     return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
-NO_CONTAINER = "container does not exist"
 # The exit status where a verb itself fails; the container's own is passed on as it is.
 FAILED = {"exec": 255}
 
@@ -197,7 +196,8 @@ def run(verb: str, flags: Globals, argv: list[str], guest: NotFound | None = Non
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
         return 0
     except Exception as error:
-        if guest is not None and isinstance(error, NotFound) and error.reason == NO_CONTAINER:
+        nobody = isinstance(error, NotFound) and error.reason == NO_CONTAINER
+        if guest is not None and guest.obj.startswith("guest ") and nobody:
             error = NotFound("find", f"container or {guest.obj}", NO_CONTAINER, guest.remedy)
         report(flags, error, verb)
         return FAILED.get(verb, 1)

@@ -12,7 +12,7 @@ from nestrt.cli.engine import lower, one_id, warn, words
 from nestrt.cli.options import Option
 from nestrt.controllers.table import ignored, missing
 from nestrt.controllers.update import merge
-from nestrt.errors import HostError, InputError, NotFound, StateError
+from nestrt.errors import NO_CONTAINER, HostError, InputError, NotFound, StateError
 from nestrt.level.limits import from_mark
 from nestrt.level.units import shown
 from nestrt.oci.document import load_resources
@@ -99,7 +99,7 @@ def locked(container: Container) -> int:
         return containers.lock(container.directory, PATIENCE)
     except FileNotFoundError as error:
         obj = f"container {container.id}"
-        raise NotFound("find", obj, "container does not exist", "nestrt list shows all") from error
+        raise NotFound("find", obj, NO_CONTAINER, "nestrt list shows all") from error
     except BlockingIOError:
         reason = "it is being created, updated or removed"
         raise StateError("update", f"container {container.id}", reason, "try again") from None

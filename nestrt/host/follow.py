@@ -134,7 +134,7 @@ class Follower:
         ends = [now + timeout] if timeout is not None else []
         if self._look_at:
             ends.append(self._look_at)
-        asked = self.files.asked or self.files.later or self.tree.around.awaited
+        asked = self.files.asked or self.files.later or self.tree.around.due
         if asked or self._units or self._again or not self.tree.v2:
             ends.append(self._ticked + SECOND)
         return max(0.0, min(ends) - now) if ends else None

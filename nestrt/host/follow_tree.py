@@ -3,7 +3,7 @@
 ::
 
     outside guests    one watch on each directory of the primary hierarchy: a group is made, or gets a mark; in the
-                      others only on those in which guests are
+                      others only on those in which guests are, and on the way to one that is not there yet
     in a guest        one on each directory of every hierarchy, and one on each file that tells of something
 
 inotify(7) tells a directory of its children's attributes too: so a mark is seen when it is set. Directories are gone
@@ -138,7 +138,8 @@ class Tree:
         done = len(self._work) - 1
         guest = self.guests.of(path)
         limit = guest is not None and path == guest.path
-        if hierarchy is not self.primary and not self._is_heard(hierarchy, path, limit):
+        heard = hierarchy is self.primary or self._is_heard(hierarchy, path, limit)
+        if not heard or (limit and not os.path.isdir(hierarchy.path(path))):  # it is not in every hierarchy
             del self._work[done]
             if guest is None:
                 self.around.nearer(path, now)
@@ -161,11 +162,11 @@ class Tree:
             self._work += [(hierarchy, f"{path}/{name}") for name in below]
 
     def _is_heard(self, hierarchy: Hierarchy, path: str, limit: bool) -> bool:
-        """Whether a group in a guest is there, in a hierarchy that is not the primary one, and so that its end will be
-        heard of. Limit groups are looked for in all, before the group above them is met, and are not in all."""
-        if not limit:
-            return self.guests.of(path) is not None
-        return (hierarchy.name, path.rpartition("/")[0]) in self.places and os.path.isdir(hierarchy.path(path))
+        """Whether a group is one in a guest, in a hierarchy that is not the primary one, and its end will be heard of:
+        limit groups are looked for before the group above them is met."""
+        if limit:
+            return (hierarchy.name, path.rpartition("/")[0]) in self.places
+        return self.guests.of(path) is not None
 
     def _admit(self, hierarchy: Hierarchy, path: str, guest: Known, now: float) -> bool:
         """Count *path* among the groups of its guest; False where that has too many."""
@@ -275,6 +276,7 @@ class Tree:
         self.report("removed", path, now)
         self.ended(guest)
         self.guests.remove(path)
+        self.around.awaited.pop(path, None)
         self._crowded.discard(path)
 
     def _nothing_below(self, path: str, now: float) -> None:

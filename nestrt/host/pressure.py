@@ -57,7 +57,8 @@ def open_trigger(place: str, trigger: Trigger) -> tuple[int, int]:
     those. OSError: ENOENT, EOPNOTSUPP (no PSI in this kernel or group), EINVAL, EMFILE.
     """
     if not trigger.window:
-        return oom.listen(place, trigger.file, trigger.text), select.EPOLLIN
+        # By default the kernel tells no group above one in which somebody listens: a guest would hide its pressure.
+        return oom.listen(place, trigger.file, f"{trigger.text},hierarchy"), select.EPOLLIN
     descriptor = os.open(f"{place}/{trigger.file}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         try:

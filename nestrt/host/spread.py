@@ -12,7 +12,7 @@ import fcntl
 import os
 import struct
 
-from nestrt.errors import HostError
+from nestrt.errors import HostError, NestrtError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ FEWEST = 64  # of less the processes cost more than they save
 MOST = 8  # processes: one who looks on should not be the load that he sees
 FRAME = 1 << 15  # bytes, and what one part is more
 AHEAD = 1 << 20  # bytes that a process may be ahead of who takes them
-_LENGTH = struct.Struct("=Q")
+_LENGTH = struct.Struct("=q")
 
 
 def spread(items: list[T], tell: Callable[[T], Iterator[str]], between: str) -> Iterator[str]:
@@ -64,10 +64,13 @@ def _told(piece: list[T], tell: Callable[[T], Iterator[str]], between: str) -> I
 
 def _end(workers: list[tuple[int, int]]) -> None:
     """Let go of all. Who has not finished gets EPIPE."""
-    while workers:
-        pid, pipe = workers.pop()
+    for _, pipe in workers:
         os.close(pipe)
-        os.waitpid(pid, 0)
+    while workers:
+        try:
+            os.waitpid(workers.pop()[0], 0)
+        except ChildProcessError:  # whoever started us ignores SIGCHLD, and we inherited that
+            pass
 
 
 def _start(
@@ -98,12 +101,16 @@ def _start(
         status = 0
     except (BrokenPipeError, KeyboardInterrupt):
         pass
+    except BaseException as error:
+        text = str(error) if isinstance(error, NestrtError) else f"{type(error).__name__}: {error}"
+        _frame(theirs, [text.encode("ascii", "backslashreplace").decode("ascii")], -1)
     finally:
         os._exit(status)
 
 
 def _send(pipe: int, parts: Iterator[str]) -> None:
-    """Write *parts* in frames, each its length and so many bytes; a length of 0 is the end of a piece."""
+    """Write *parts* in frames, each its length and so many bytes; a length of 0 is the end of a piece, a negative one
+    that of what went wrong."""
     kept: list[str] = []
     size = 0
     for part in parts:
@@ -117,9 +124,9 @@ def _send(pipe: int, parts: Iterator[str]) -> None:
     _frame(pipe, [])
 
 
-def _frame(pipe: int, parts: list[str]) -> None:
+def _frame(pipe: int, parts: list[str], sign: int = 1) -> None:
     text = "".join(parts).encode("ascii")
-    view = memoryview(_LENGTH.pack(len(text)) + text)
+    view = memoryview(_LENGTH.pack(sign * len(text)) + text)
     while view:
         view = view[os.write(pipe, view) :]
 
@@ -127,15 +134,19 @@ def _frame(pipe: int, parts: list[str]) -> None:
 def _piece(pipe: int) -> Iterator[str]:
     """The frames of one piece."""
     while length := _LENGTH.unpack(_read(pipe, _LENGTH.size))[0]:
-        yield _read(pipe, length).decode("ascii")
+        text = _read(pipe, abs(length)).decode("ascii")
+        if length < 0:
+            reason = f"looking at a part of them failed: {text}"
+            raise HostError("show", "the guests", reason, "this is a bug of nestrt")
+        yield text
 
 
 def _read(pipe: int, length: int) -> bytes:
-    data = b""
+    data = bytearray()
     while len(data) < length:
-        part = os.read(pipe, length - len(data))
+        part = os.read(pipe, min(length - len(data), AHEAD))
         if not part:
             reason = "a process that looked at a part of them ended"
             raise HostError("show", "the guests", reason, "see what the kernel's log says of it, and try again")
         data += part
-    return data
+    return bytes(data)

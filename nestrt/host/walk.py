@@ -298,15 +298,19 @@ def walk(hierarchies: tuple[Hierarchy, ...], everywhere: bool = False, inside: b
 
 def walk_to(hierarchies: tuple[Hierarchy, ...], names: Iterable[str]) -> View:
     """The view of walk(), where of the outermost guests only those have groups and guests that *names* are, or are in:
-    names of guests ("web", "web/db", "web:/job") or paths of groups. What else there is costs a look at its mark.
+    names of guests ("web", "web/db", "web:/job") or paths of groups. Of the others the limit group is looked at.
 
-    Where one of *names* leads to no guest it is the whole view, for whoever says what is like it.
+    Where one of *names* leads into no outermost guest it is the whole view, for whoever says what is like it.
     """
     view = walk(hierarchies, inside=False)
     meant: dict[str, Guest] = {}
     for name in names:
-        first = name.split("/", 1)[0].split(":", 1)[0]
-        found = [g for g in view.guests if g.name == first or name == g.path or name.startswith(g.path + "/")]
+        found = [
+            guest
+            for guest in view.guests
+            if name in (guest.name, guest.path)
+            or name.startswith((guest.name + "/", guest.name + ":", guest.path + "/"))
+        ]
         if not found:
             return walk(hierarchies)
         meant.update((guest.path, guest) for guest in found)

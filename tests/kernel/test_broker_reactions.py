@@ -232,6 +232,26 @@ def test_what_gets_memory_while_it_is_frozen_goes_on(monkeypatch: pytest.MonkeyP
     run(main)
 
 
+# Given a little more while the question stands, and then to be frozen: that is what was answered, so it stays.
+def test_an_answer_is_for_what_the_group_has_by_then() -> None:
+    async def main() -> None:
+        with guest_by_hand("then", "256M") as guest:
+            web = make(guest, "/web", "16M")
+            async with eye() as broker, subscribed(broker, guest, kinds=TELLS) as stream:
+                await react(broker, guest, action="tell", seconds=50, fallback="kill")
+                with hog(web, 64) as process:
+                    asked = await stream.wait("reaction", "/web", text="answer")
+                    give(web, "18M")
+                    await broker.call(guest, "Answer", id=asked["id"], action="freeze")
+                    await stream.wait("reaction", "/web", text="freeze: ")
+                    await trio.sleep(0.5)
+                    assert frozen(web)
+                    assert process.poll() is None
+                assert not [event for event in stream.all("reaction") if "thaw" in event["detail"]]
+
+    run(main)
+
+
 # Thawed without more memory, it stops again: it neither waits unseen nor is killed.
 def test_what_is_thawed_without_memory_stops_again() -> None:
     async def main() -> None:

@@ -13,9 +13,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -29,6 +29,7 @@ import pytest
 
 from nestrt.host.event import USUAL
 from nestrt.host.follow import Follower
+from nestrt.kernel import inotify
 from nestrt.probe.facts import read_hierarchies
 from support.guests import directory, inside, nested
 from support.hostside import group_file, guest_root, limit_group, v2_hierarchy
@@ -36,47 +37,10 @@ from support.need import SLOW, require
 from support.nest import nest
 from support.rootfs import PythonRoot
 from support.runner import Nestrt, wait_for
+from support.stream import Stream, is_listening
 
 POLICY = '[level]\nmax_level = 2\n[user]\ncapabilities = "all"\n'
-FIELDS = {
-    "time", "kind", "name", "level", "claim", "path", "group", "key", "count", "total", "detail", "task", "pid", "uid",
-    "binds", "source",
-}  # fmt: skip
 HOG = "exec dd if=/dev/zero of=/dev/null bs=60M count=1"
-
-
-class Stream:
-    """A running ``nestrt events --follow --format json``, which writes to a file."""
-
-    def __init__(self, process: subprocess.Popen[bytes], file: Path) -> None:
-        self.process = process
-        self.file = file
-
-    def all(self, kind: str = "", **fields: Any) -> list[dict[str, Any]]:
-        """What was told so far, of a kind, and with these values: every whole line is JSON."""
-        lines = self.file.read_text().split("\n")[:-1]
-        found = [json.loads(line) for line in lines]
-        assert all(set(event) == FIELDS for event in found)
-        return [e for e in found if kind in ("", e["kind"]) and all(e[key] == value for key, value in fields.items())]
-
-    def wait(self, kind: str, timeout: float = 30.0, **fields: Any) -> dict[str, Any]:
-        """The first such event, which is to come soon."""
-
-        def some() -> list[dict[str, Any]]:
-            assert self.process.poll() is None, "it has ended"
-            return self.all(kind, **fields)
-
-        try:
-            return wait_for(some, f"{kind} {fields}", timeout)[0]  # type: ignore[no-any-return]
-        except AssertionError as error:
-            told = "\n".join(f"{e['kind']} {e['name']} {e['path']} {e['detail'] or ''}" for e in self.all())
-            raise AssertionError(f"{error}; told were:\n{told[-3000:]}") from None
-
-
-def is_listening(pid: int) -> bool:
-    """Whether the process catches SIGTERM: it does so once all is watched."""
-    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    return caught is not None and bool(int(caught[1], 16) & 1 << (signal.SIGTERM - 1))
 
 
 @pytest.fixture
@@ -258,6 +222,57 @@ def test_nothing_is_kept_of_what_has_gone() -> None:
     for kept in (tree.groups, tree.guests.known, tree.lives.populated, tree._counts, tree._taken):
         assert not any(path.startswith(parent) and kept[path] for path in kept), kept
     assert len(os.listdir("/proc/self/fd")) <= before
+    follower.close()
+
+
+def followed(follower: Follower, seconds: float) -> list[tuple[str, str]]:
+    """(kind, path) of what is told in that time."""
+    found = []
+    end = time.monotonic() + seconds * SLOW**0.5
+    while time.monotonic() < end:
+        found += [(event.kind, event.path) for event in follower.step(end - time.monotonic())]
+    return found
+
+
+# A claim in one hierarchy of v1 alone, again and again: it goes as it came, and what is kept does not grow.
+@pytest.mark.v1
+def test_a_guest_of_a_guest_in_one_hierarchy_alone() -> None:
+    parent = f"/nestrt-evone-{os.getpid()}"
+    with nest(1, 1, parent=parent, nested=False) as made:
+        follower = Follower(read_hierarchies(), USUAL, wanted=lambda guest: guest.path.startswith(parent))
+        memory = next(h for h in made.hierarchies if "memory" in h.controllers)
+        path = f"{parent}/g0000/guest/x"
+        kept = set(follower.tree.groups)
+        for _ in range(3):
+            os.mkdir(memory.path(path))
+            os.setxattr(memory.path(path), "user.nestrt", b'{"v": 1, "name": "x"}')
+            followed(follower, 0.2)
+            assert path in follower.guests.known
+            os.rmdir(memory.path(path))
+            assert ("removed", path) in followed(follower, 0.3)
+            assert set(follower.tree.groups) == kept
+            assert path not in follower.guests.known
+        follower.close()
+
+
+# What may not be watched, as by a security module: the guest is followed in the other hierarchies, and nothing hangs.
+@pytest.mark.v1
+def test_a_group_that_may_not_be_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = f"/nestrt-evdeny-{os.getpid()}"
+    denied = next(h for h in read_hierarchies() if "memory" in h.controllers).path(parent)
+    add = inotify.add
+
+    def refuse(descriptor: int, path: str, mask: int) -> int:
+        if path == denied:
+            raise PermissionError(errno.EACCES, "denied", path)
+        return add(descriptor, path, mask)
+
+    monkeypatch.setattr(inotify, "add", refuse)
+    follower = Follower(read_hierarchies(), USUAL, wanted=lambda guest: guest.path.startswith(parent))
+    with nest(1, 1, parent=parent, nested=False):
+        told = followed(follower, 1.5)
+    assert ("created", f"{parent}/g0000") in told
+    assert ("removed", f"{parent}/g0000") in followed(follower, 1.0)
     follower.close()
 
 

@@ -519,6 +519,9 @@ def test_the_command(audit: Audit, directory: Path, capsys: pytest.CaptureFixtur
     assert (rows[2][5], json.loads(rows[2][8]), len(rows)) == ("/a\\x1b[31m", ["c 1:3 rwm"] * 9, 5)
     assert len(shown(capsys, *where, "--format", "csv", "--no-headings").splitlines()) == 4
     assert shown(capsys, *where, "web", "--format", "{{.Key}} {{.Peer.Pid}}") == "memory.max 4711\n"
+    assert shown(capsys, *where, "web", "--format", "{{.Verdict}} {{.Message}}").startswith("done ")
+    assert main(["nestrt", "audit", *where, "nobody", "--format", "csv"]) == 3
+    assert capsys.readouterr().out == ""
     assert "\n  key: memory.max\n" in shown(capsys, *where, "web", "--format", "yaml")
     assert len(shown(capsys, *where, "web", "--no-headings").splitlines()) == 1
     for argv, count in [

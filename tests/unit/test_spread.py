@@ -60,7 +60,7 @@ def test_a_process_that_ends_is_said(how: str, cpus: int, capfd: pytest.CaptureF
     def tell(number: int) -> Iterator[str]:
         if number == FEWEST + 3:
             if how == "raises":
-                raise OSError(5, "gone")
+                raise OSError(5, "gone\x1b\ud800")
             os.kill(os.getpid(), signal.SIGKILL)
         yield str(number)
 
@@ -70,7 +70,9 @@ def test_a_process_that_ends_is_said(how: str, cpus: int, capfd: pytest.CaptureF
         with pytest.raises(OSError, match="gone"):
             list(spread(list(range(2 * FEWEST)), tell, ","))
         return
-    with pytest.raises(HostError, match="a process that looked at a part of them ended"):
+    raised = how == "raises"
+    said = "looking at a part of them failed: OSError: .*gone" if raised else "a process that looked at .* ended"
+    with pytest.raises(HostError, match=said):
         list(spread(list(range(2 * FEWEST)), tell, ","))
     assert capfd.readouterr().err == ""
 
@@ -88,3 +90,18 @@ def test_where_no_process_can_be_started_this_one_does_all(after: int, monkeypat
 
     monkeypatch.setattr(module.os, "fork", refuse)
     assert "".join(spread(list(range(FEWEST)), text, ",")) == ",".join("".join(text(n)) for n in range(FEWEST))
+
+
+def test_whoever_started_us_may_ignore_its_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        told = "".join(spread(list(range(FEWEST)), text, ","))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert told == ",".join("".join(text(number)) for number in range(FEWEST))
+
+
+def test_one_large_part_is_whole() -> None:
+    big = "x" * (3 << 20)
+    told = "".join(spread(list(range(FEWEST)), lambda number: iter([big if number == 5 else "y"]), ""))
+    assert (told.count("x"), told.count("y")) == (len(big), FEWEST - 1)
