@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nestrt.cli._arguments import count
-from nestrt.cli._formats import add_options, write_document
+from nestrt.cli._formats import Column, add_options, write_document, write_rows
 from nestrt.cli._view import glyphs, look, style, width
 from nestrt.errors import InputError, NotFound
 from nestrt.host import report
@@ -30,6 +30,11 @@ On a terminal there are colours, unless NO_COLOR is set, and bars of what is use
 """
 
 
+# Of CSV: a row for each limit of each group.
+FIELDS = ("guest", "level", "group", "key", "unit", "limit", "effective", "binds", "usage")
+COLUMNS = tuple(Column(field.upper(), field) for field in FIELDS)
+
+
 def main(argv: list[str]) -> int:
     """Carry out ``nestrt tree ARGV``. Returns 0; raises NotFound, InputError (an ambiguous NAME), HostError."""
     parser = argparse.ArgumentParser(
@@ -49,12 +54,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--controller", metavar="NAME", action="append", default=[], help="only its limits: memory, cpu, cpuset, pids…"
     )
-    add_options(parser, ("tree", "json", "yaml"), "tree")
+    add_options(parser, ("tree", "json", "yaml", "csv"), "tree")
     options = parser.parse_args(argv)
     sight = look([options.name] if options.name else ())
     view = sight.view
     controllers = _controllers(sight, options.controller) if options.controller else None
     guests = [_named(sight, options.name)] if options.name else view.guests
+
+    if options.format == "csv":
+        if options.processes:
+            reason = "a row is a limit of a group"
+            raise InputError("show", "processes as CSV", reason, "nestrt ps --format csv has them")
+        return write_rows(options, report.tree_rows(sight, guests, options.depth, controllers), COLUMNS)
 
     def document() -> Iterator[str]:
         head = report.dumps({"level": view.level, "name": view.name})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from nestrt.cli._formats import add_options, aligned, write_document
+from nestrt.cli._formats import Column, add_options, aligned, write_document, write_rows
 from nestrt.errors import InputError, NotFound
 from nestrt.host import report
 from nestrt.host.effective import Limit, Reader
@@ -34,6 +34,11 @@ Each limit has the groups from the root down: what was given there, what is used
 """
 
 
+# Of CSV: a row for each group on the way, of each limit.
+FIELDS = ("key", "unit", "effective", "group", "guest_group", "limit", "usage", "left", "set_by", "binds")
+COLUMNS = tuple(Column(field.upper(), field) for field in FIELDS)
+
+
 def main(argv: list[str]) -> int:
     """Carry out ``nestrt why ARGV``. Returns 0; raises NotFound, InputError, HostError."""
     parser = argparse.ArgumentParser(
@@ -45,7 +50,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("group", metavar="GROUP|PID", help="a guest, a group, or a process of this level")
     parser.add_argument("keys", metavar="KEY", nargs="*", help="which limits (default: those set anywhere)")
     parser.add_argument("-a", "--all", action="store_true", help="limits that nobody has set too")
-    add_options(parser, ("text", "json", "yaml"), "text")
+    add_options(parser, ("text", "json", "yaml", "csv"), "text")
     options = parser.parse_args(argv)
     hierarchies = read_hierarchies()
     found = subject(hierarchies, options.group)
@@ -54,6 +59,9 @@ def main(argv: list[str]) -> int:
         reason = "none of its hierarchies limits anything"
         raise NotFound("explain", f"group {escape(options.group)}", reason, "nestrt show tells what there is")
     shown = chosen(every, options.keys) if options.keys else [one for one in every if options.all or is_set(one)]
+    if options.format == "csv":
+        rows = ({**limit, **step} for limit in as_json(found, shown)["limits"] for step in limit["chain"])
+        return write_rows(options, rows, COLUMNS)
     return write_document(options, as_json(found, shown), lambda: lines(found, shown, options.raw))
 
 

@@ -183,6 +183,21 @@ def tree_text(
     yield "]"
 
 
+def tree_rows(
+    sight: Sight, guests: list[Guest], depth: int | None, controllers: frozenset[str] | None = None
+) -> Iterator[Json]:
+    """A row for each limit of each group that tree_text() has, with "guest", "level" and "group"."""
+    for top in guests:
+        for found in top.everyone():
+            deepest = None if depth is None else found.root.count("/") + depth
+            for group in (Group(found.path, found.hierarchies), *found.groups):
+                if group.path == found.path or deepest is None or group.path.count("/") <= deepest:
+                    for each in _group(sight, group, None, controllers)["limits"]:
+                        yield {"guest": found.name, "level": found.level, "group": group.path, **each}
+        for found in top.everyone():
+            sight.forget(found)
+
+
 def everything(sight: Sight, found: Guest) -> Json:
     """A guest and all that its groups and marks say of it; ``show --format json`` has live() too.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import os
@@ -16,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from nestrt.cli import ls, show, tree
-from nestrt.errors import NotFound
+from nestrt.cli import ls, show, tree, why
+from nestrt.errors import InputError, NotFound
 from nestrt.host import sight as sight_module
 from nestrt.host import spread
 from nestrt.host.processes import processes, start_time
@@ -380,6 +381,29 @@ def test_tree(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
     assert [group["path"] for group in shown["groups"]][1:3] == [f"{TOP}/a/guest", f"{TOP}/a/guest/init"]
     assert shown["groups"][2]["processes"][0]["pid"] == scene.first
     assert shown["guests"][0]["guests"][0]["name"] == scene.names[2]
+
+
+def test_tree_and_why_as_csv(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
+    name = scene.name
+    rows = list(csv.DictReader(run(tree.main, capfd, "--format", "csv", name).splitlines()))
+    found = {(row["group"].removeprefix(TOP), row["key"]): row for row in rows}
+    assert len(found) == len(rows)
+    inner = found["/a/guest/nestrt/b", "memory.max"]
+    assert (inner["guest"], inner["level"], inner["unit"]) == (f"{name}/b", "2", "bytes")
+    assert (inner["limit"], inner["effective"], inner["binds"]) == (str(1 << 30), str(64 << 20), f"{TOP}/a")
+    assert found["/a", "pids.max"]["limit"] == "50"
+    assert ("/a/guest/jobs", "memory.max") in found
+    few = run(tree.main, capfd, "--format", "csv", "--depth", "0", "--controller", "pids", name)
+    kept = [(row["group"].removeprefix(TOP), row["key"]) for row in csv.DictReader(few.splitlines())]
+    assert kept == [(path, "pids.max") for path in
+                    ("/a", "/a/guest", "/a/guest/nestrt/b", "/a/guest/nestrt/b/guest", "/a/guest/nestrt/b/guest/c",
+                     "/a/guest/nestrt/b/guest/c/guest")]  # fmt: skip
+    with pytest.raises(InputError, match="nestrt ps"):
+        tree.main(["--format", "csv", "-p"])
+    steps = list(csv.DictReader(run(why.main, capfd, "--format", "csv", f"{name}/b", "memory.max").splitlines()))
+    assert steps[-1]["group"] == f"{TOP}/a/guest/nestrt/b/guest"
+    assert {step["effective"] for step in steps} == {str(64 << 20)}
+    assert [step["group"] for step in steps if step["binds"] == "true"] == [f"{TOP}/a"]
 
 
 def test_a_child_group_that_asks_for_too_much(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
