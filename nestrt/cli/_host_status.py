@@ -12,11 +12,14 @@ from nestrt.probe.facts import read_hierarchies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from nestrt.plan.facts import Hierarchy
     from nestrt.plan.host_split import Group, State
+
+# Groups that systemd has for the system's own tasks: weighed as guests' they would take its share from it.
+SYSTEMS = ("/system.slice", "/user.slice", "/init.scope")
 
 
 def _read(path: str) -> str | None:
@@ -39,6 +42,34 @@ def _bytes(h: Hierarchy | None, path: str, what: str, most: int) -> int | None:
     text = _read(h.path(path, FILES[what][h.version])) if h is not None else None
     number = int(text) if text and text.isdigit() else None
     return number if number is not None and number < most else None
+
+
+def elsewhere(paths: Iterable[str], parents: Iterable[str]) -> list[str]:
+    """The groups right below "/" that the guests with these limit groups are in, or are, without those of *parents*."""
+    return sorted({"/" + path.split("/")[1] for path in paths} - set(parents))
+
+
+def outermost() -> list[str]:
+    """The limit groups of the guests of this level, without those in each other."""
+    return [guest.path for guest in walk(read_hierarchies(), inside=False).guests]
+
+
+def counted_as_system(paths: Iterable[str], parents: Iterable[str]) -> str:
+    """One line on the guests that are below no parent of guests, and what to do; "" where there are none."""
+    paths, parents = list(paths), list(parents)
+    found = elsewhere(paths, parents)
+    # One that is right below "/" has a weight of its own, and no parent that could get another.
+    mixed = [group for group in found if group in SYSTEMS or group in paths]
+    whole = [group for group in found if group not in mixed]
+    parts = []
+    if whole:
+        options = " ".join(f"--guests {escape(group)}" for group in (*parents, *whole))
+        parts.append(f"guests in {escape(', '.join(whole))} count as the system: nestrt host init {options} divides so")
+    if mixed:
+        where = escape(", ".join(mixed))
+        parts.append(f"guests in {where} count as the system: start them below a group of their own, then name it to "
+                     "nestrt host init --guests")  # fmt: skip
+    return "; ".join(parts)
 
 
 def _guests(state: State, whole: dict[str, float]) -> list[dict[str, Any]]:
@@ -68,6 +99,7 @@ def document(state: State) -> dict[str, Any]:
     kept = {group.path: group.kept for group in (*state.groups, *state.memory_groups) if group.kept}
     parents = {path for path, one in kept.items() if one.role == "guests"}
     whole, alone = shares(state), system_alone(state, parents or {GUESTS})
+    paths = outermost()
 
     def row(group: Group) -> dict[str, Any]:
         known = kept.get(group.path)
@@ -96,6 +128,8 @@ def document(state: State) -> dict[str, Any]:
             "cpu_share_alone": alone.get("/"),
         },
         "guests": _guests(state, whole),
+        "guests_elsewhere": elsewhere(paths, parents or {GUESTS}),
+        "note": counted_as_system(paths, sorted(parents) or [GUESTS]) or None,
     }
 
 
@@ -125,3 +159,5 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     yield "ALL BUSY: everybody wants all. ALONE: a group of the system, or one thread of /, against all guests."
     for guest in found["guests"]:
         yield f"guest {escape(guest['name'])}: {_share(guest['cpu_share'])} of the CPU time at worst"
+    if found["note"]:
+        yield f"note: {found['note']}"

@@ -90,9 +90,12 @@ def _carry_out(steps: list[Step], attribute: str, dry_run: bool) -> int:
     return 0
 
 
-def _note(state: State, moved: bool) -> None:
-    """The root group's own threads are weighed one by one: say so where that is not what was asked for."""
-    if state.processes and not moved:
+def _notes(state: State, split: Split) -> None:
+    """Say what of the split may not be what was meant: the root group's own threads are weighed one by one, and guests
+    of engines that are below no group named are weighed as the system."""
+    if text := _host_status.counted_as_system(_host_status.outermost(), split.guests):
+        print(f"nestrt: note: {text}", file=sys.stderr)
+    if state.processes and not split.move:
         how = "systemd keeps them there" if state.systemd else "--move-tasks weighs them as one"
         text = f"{state.processes} processes of the root group compete with guests one by one; {how}"
         print(f"nestrt: note: {text}", file=sys.stderr)
@@ -117,5 +120,5 @@ def main(argv: list[str]) -> int:
         move=options.move_tasks,
     )
     steps = init_steps(state, split)
-    _note(state, split.move)
+    _notes(state, split)
     return _carry_out(steps, mark + ATTRIBUTE, options.dry_run)

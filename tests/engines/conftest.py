@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from support.daemons import Containerd, Docker
+from support.engine_guests import FIXTURES, Start
 from support.engines import Nest, image_archive
 from support.lxc import Lxc
 from support.need import require
+from support.plugin_engines import HookedPodman, WrappedContainerd, WrappedDocker, fail_if_left
 from support.podman import IMAGE, Podman
 
 
@@ -97,3 +99,51 @@ def lxc(lxc_engine: Lxc) -> Iterator[Lxc]:
     yield lxc_engine
     if left := lxc_engine.clear():
         pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def hooked_podman_engine(podman_engine: Podman) -> HookedPodman:
+    _needs("runc")
+    return HookedPodman(podman_engine)
+
+
+@pytest.fixture
+def hooked_podman(hooked_podman_engine: HookedPodman) -> Iterator[HookedPodman]:
+    """podman with runc and the plugin; the test fails if anything of its containers or of nestrt stays."""
+    yield hooked_podman_engine
+    fail_if_left(hooked_podman_engine)
+
+
+@pytest.fixture(scope="session")
+def wrapped_docker_engine(nest: Nest, archive: str) -> Iterator[WrappedDocker]:
+    _needs("dockerd", "docker", "containerd", "runc")
+    found = WrappedDocker(nest, archive)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def wrapped_docker(wrapped_docker_engine: WrappedDocker) -> Iterator[WrappedDocker]:
+    """docker with runc and the plugin; the test fails if anything of its containers or of nestrt stays."""
+    yield wrapped_docker_engine
+    fail_if_left(wrapped_docker_engine)
+
+
+@pytest.fixture(scope="session")
+def wrapped_containerd_engine(containerd_engine: Containerd) -> WrappedContainerd:
+    _needs("runc")
+    return WrappedContainerd(containerd_engine)
+
+
+@pytest.fixture
+def wrapped_containerd(wrapped_containerd_engine: WrappedContainerd) -> Iterator[WrappedContainerd]:
+    """containerd with runc and the plugin; the test fails if anything of its containers or of nestrt stays."""
+    yield wrapped_containerd_engine
+    fail_if_left(wrapped_containerd_engine)
+
+
+@pytest.fixture
+def start(request: pytest.FixtureRequest) -> Start:
+    """Starts guests of the engine that the test's parameter names, see support.engine_guests.every."""
+    kind = getattr(request, "param", "podman")
+    return Start(kind, request.getfixturevalue(FIXTURES[kind]))

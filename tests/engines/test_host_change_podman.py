@@ -9,15 +9,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.hostside import mark, processes, read
 from support.plugin import COMMAND, memberships
-from support.plugin_engines import MEMORY, POLICY, HookedPodman, fail_if_left, pid
-from support.podman import Podman
+from support.plugin_engines import MEMORY, POLICY, HookedPodman, pid
 from support.runner import Result, wait_for
 
 MIB = 1 << 20
@@ -25,15 +23,9 @@ PIDS = "pids", "pids.max", "pids.max"
 FUSE = "c 10:229 rwm"
 
 
-@pytest.fixture(scope="module")
-def engine(podman_engine: Podman) -> HookedPodman:
-    return HookedPodman(podman_engine)
-
-
 @pytest.fixture
-def podman(engine: HookedPodman) -> Iterator[HookedPodman]:
-    yield engine
-    fail_if_left(engine)
+def podman(hooked_podman: HookedPodman) -> HookedPodman:
+    return hooked_podman
 
 
 def status(of: int) -> dict[str, str]:

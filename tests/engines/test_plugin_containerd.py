@@ -15,11 +15,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
-from support.daemons import Containerd
 from support.guests import script
 from support.hostside import group_file, groups, hierarchies, is_v2_only, read
 from support.plugin import RUNC, memberships
@@ -31,7 +29,6 @@ from support.plugin_engines import (
     WEB,
     WrappedContainerd,
     check_view,
-    fail_if_left,
     nothing_left,
 )
 from support.podman import IMAGE, on_terminal
@@ -40,16 +37,9 @@ from support.runner import wait_for
 LIMIT = ("--memory-limit", str(64 << 20))
 
 
-@pytest.fixture(scope="module")
-def engine(containerd_engine: Containerd) -> WrappedContainerd:
-    return WrappedContainerd(containerd_engine)
-
-
 @pytest.fixture
-def containerd(engine: WrappedContainerd) -> Iterator[WrappedContainerd]:
-    """containerd; at the end its containers are removed, and the test fails if anything of them or of nestrt stays."""
-    yield engine
-    fail_if_left(engine)
+def containerd(wrapped_containerd: WrappedContainerd) -> WrappedContainerd:
+    return wrapped_containerd
 
 
 def task(containerd: WrappedContainerd, name: str) -> tuple[int, str]:

@@ -22,10 +22,8 @@ from pathlib import Path
 import pytest
 
 from support.daemons import DOCKER
-from support.engines import Nest
 from support.guests import script
 from support.hostside import group_file, read
-from support.need import require
 from support.plugin import COMMAND, memberships
 from support.plugin_engines import (
     FILE,
@@ -37,7 +35,6 @@ from support.plugin_engines import (
     WrappedDocker,
     bytes_of,
     check_view,
-    fail_if_left,
     is_first,
     nothing_left,
     pid,
@@ -50,21 +47,9 @@ from support.runner import wait_for
 RIGHTS = ("--cap-add", "SYS_ADMIN", "--cap-add", "DAC_READ_SEARCH", "--security-opt", "seccomp=unconfined")
 
 
-@pytest.fixture(scope="module")
-def engine(nest: Nest, archive: str) -> Iterator[WrappedDocker]:
-    programs = ("dockerd", "docker", "containerd", "runc")
-    missing = [name for name in programs if not shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")]
-    require("engines", f"not installed: {' '.join(missing)}" if missing else None)
-    found = WrappedDocker(nest, archive)
-    yield found
-    found.close()
-
-
 @pytest.fixture
-def docker(engine: WrappedDocker) -> Iterator[WrappedDocker]:
-    """docker; at the end its containers are removed, and the test fails if anything of them or of nestrt stays."""
-    yield engine
-    fail_if_left(engine)
+def docker(wrapped_docker: WrappedDocker) -> WrappedDocker:
+    return wrapped_docker
 
 
 @pytest.mark.parametrize(

@@ -37,26 +37,18 @@ from support.plugin_engines import (
     HookedPodman,
     bytes_of,
     check_view,
-    fail_if_left,
     is_first,
     nothing_left,
     pid,
     seen_by_host,
 )
-from support.podman import IMAGE, Podman
+from support.podman import IMAGE
 from support.runner import wait_for
 
 
-@pytest.fixture(scope="module")
-def engine(podman_engine: Podman) -> HookedPodman:
-    return HookedPodman(podman_engine)
-
-
 @pytest.fixture
-def podman(engine: HookedPodman) -> Iterator[HookedPodman]:
-    """podman; at the end its containers are removed, and the test fails if anything of them or of nestrt stays."""
-    yield engine
-    fail_if_left(engine)
+def podman(hooked_podman: HookedPodman) -> HookedPodman:
+    return hooked_podman
 
 
 def status(podman: HookedPodman, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nestrt.cli._host_status import counted_as_system, elsewhere
 from nestrt.errors import HostError, InputError, StateError
 from nestrt.plan.facts import Hierarchy
 from nestrt.plan.host_split import (
@@ -132,3 +133,41 @@ def test_what_cannot_be(split: Split, state: State, kind: type[Exception], words
 def test_the_share_comes_out(share: float, version: int, system: int) -> None:
     weight = guests_weight(share, system, version, 1)
     assert system / (system + weight) == pytest.approx(share, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("paths", "parents", "found", "told"),
+    [
+        ([], ["/nestrt"], [], None),
+        (["/nestrt/a", "/nestrt/deep/b"], ["/nestrt"], [], None),
+        (["/nestrt/a", "/docker/b"], ["/docker", "/nestrt"], [], None),
+        (
+            ["/docker/b", "/libpod_parent/libpod-c", "/docker/d", "/nestrt/a"],
+            ["/nestrt"],
+            ["/docker", "/libpod_parent"],
+            "guests in /docker, /libpod_parent count as the system: nestrt host init "
+            "--guests /nestrt --guests /docker --guests /libpod_parent divides so",
+        ),
+        (
+            ["/system.slice/docker-b.scope", "/alone"],
+            ["/nestrt"],
+            ["/alone", "/system.slice"],
+            "guests in /alone, /system.slice count as the system: start them below a group of their own, then name it "
+            "to nestrt host init --guests",
+        ),
+        (
+            ["/alone", "/docker/b"],
+            ["/x"],
+            ["/alone", "/docker"],
+            "--guests /x --guests /docker divides so; guests in /alone",
+        ),
+        (["/a\x1b\nb/c"], ["/nestrt"], ["/a\x1b\nb"], r"guests in /a\x1b\nb count"),
+    ],
+)
+def test_guests_that_are_weighed_as_the_system(
+    paths: list[str], parents: list[str], found: list[str], told: str | None
+) -> None:
+    assert elsewhere(paths, parents) == found
+    line = counted_as_system(paths, parents)
+    assert told in line if told else line == ""
+    assert "\n" not in line
