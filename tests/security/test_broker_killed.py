@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 from support.broker import PYTHON, Broker, BrokerGuest, Refused, running, start_guest
 from support.broker_attack import starting
 from support.guests import MODES
-from support.hostside import groups, limit_group
+from support.hostside import groups, guest_root, has_v1, limit_group, read, v2_hierarchy
 from support.need import SLOW, require
 from support.rootfs import CHECKOUT, PythonRoot
 from support.runner import Nestrt, wait_for
@@ -56,12 +57,11 @@ def start(broker: Broker, nestrt: Nestrt, python: PythonRoot, new_guest: Callabl
         yield function
 
 
-def trace(broker: Broker, call: str, number: int) -> subprocess.Popen[bytes]:
-    """Have the broker killed at the *number*-th system call *call* of one of its threads, from now on."""
+def attach(broker: Broker, *options: str) -> subprocess.Popen[bytes]:
+    """strace at all threads of the broker, from now on."""
     assert broker.process is not None
     pid = broker.process.pid
-    argv = ["strace", "-f", "-qq", "-o", "/dev/null", "-p", str(pid), "-e", f"trace={call}"]
-    argv += ["-e", f"inject={call}:signal=KILL:when={number}"]
+    argv = ["strace", "-f", "-qq", *options, "-p", str(pid)]
     tracer = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def attached() -> bool:
@@ -70,6 +70,12 @@ def trace(broker: Broker, call: str, number: int) -> subprocess.Popen[bytes]:
 
     wait_for(attached, "strace to be there")
     return tracer
+
+
+def trace(broker: Broker, call: str, number: int) -> subprocess.Popen[bytes]:
+    """Have the broker killed at the *number*-th system call *call* of one of its threads, from now on."""
+    inject = f"inject={call}:signal=KILL:when={number}"
+    return attach(broker, "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
 
 
 def kill_in(broker: Broker, call: str, number: int, action: Callable[[], Any]) -> bool:
@@ -90,6 +96,30 @@ def kill_in(broker: Broker, call: str, number: int, action: Callable[[], Any]) -
     assert process.wait() == -signal.SIGKILL
     broker.process = None
     return True
+
+
+def kill_at(broker: Broker, file: str, action: Callable[[], Any], undo: Callable[[], Any], scratch: Path) -> None:
+    """Do *action* while the broker is killed just before it writes to the first *file* (the end of its path).
+
+    strace counts by thread: which write that is one sees by doing it, and taking it back by *undo*.
+    """
+    for _ in range(3):  # another thread may have done a part of it
+        tracer = attach(broker, "-y", "-e", "trace=write", "-o", str(scratch))
+        action()
+        tracer.terminate()
+        tracer.wait()
+        undo()
+        counts: dict[str, int] = {}
+        for thread, path in re.findall(r"^(\d+) +write\(\d+<([^>]*)>", scratch.read_text(), re.MULTILINE):
+            counts[thread] = counts.get(thread, 0) + 1
+            if path.endswith(file):
+                break
+        else:
+            raise AssertionError(f"nothing is written to {file}: {scratch.read_text()[-2000:]}")
+        if kill_in(broker, "write", counts[thread], action):
+            return
+        undo()
+    raise AssertionError(f"it was never killed at {file}")
 
 
 def answers(broker: Broker) -> bool:
@@ -276,7 +306,212 @@ def test_devices_attach_freeze_and_react(start: Start, broker: Broker) -> None:
                 guest.call("Rules", rules=[])
             if method != "React":
                 assert snapshot(guest.name) == before, (method, call, count)
-    assert kills >= (6 if SLOW == 1 else 1)
+    assert kills >= (4 if SLOW == 1 else 1)
+
+
+def check_limits(name: str, old: dict[str, str], new: dict[str, str]) -> None:
+    """What binds the guest is for each limit the old value or the new one, on the limit group and on what its root
+    shows, and no more than the old one where less was asked."""
+    for key, v1 in (("memory.max", "memory.limit_in_bytes"), ("pids.max", "pids.max")):
+        allowed = {size(old[key]), size(new[key])}
+        for group in (limit_group(name), guest_root(name)):
+            assert number(read(key.partition(".")[0], group, v1, key)) in allowed, (group, key)
+
+
+def size(text: str) -> int:
+    return int(text.removesuffix("M")) << (20 * text.endswith("M"))
+
+
+OLD = {"memory.max": "256M", "pids.max": "60"}
+LESS = {"memory.max": "128M", "pids.max": "40"}
+MORE = {"memory.max": "384M", "pids.max": "80"}
+
+
+def test_set_limits(start: Start, broker: Broker) -> None:
+    """The host's own change, down and up: old values or new ones, on both groups; asked again it is done, mark and all;
+    and the way back leads to what there was."""
+    guest = start()
+    guest.call("Create", group="web", settings={"memory.max": "64M"})
+    broker.call("SetLimits", guest=guest.name, settings=OLD)
+    before, kills = snapshot(guest.name), 0
+    every = {"write": (2, 5), "setxattr": (1,)}
+    for new in (LESS, MORE):
+        for call, count in points(every):
+            change = {"guest": guest.name, "settings": new}
+            killed = kill_in(broker, call, count, lambda change=change: broker.call("SetLimits", **change))  # type: ignore[misc]
+            kills += killed
+            if killed:
+                check_limits(guest.name, OLD, new)
+                restart(broker, guest)
+            broker.call("SetLimits", **change)
+            check_limits(guest.name, new, new)
+            assert guest.call("Get", group="/", keys=[*new])["values"] == new
+            assert guest.call("Get", group="web", keys=["memory.max"])["values"] == {"memory.max": "64M"}
+            broker.call("SetLimits", guest=guest.name, settings=OLD)
+            assert snapshot(guest.name) == before, (new, call, count)
+    assert kills >= (4 if SLOW == 1 else 1)
+
+
+def test_the_hosts_devices(start: Start, broker: Broker) -> None:
+    """SetLimits with device rules: never a child group with what its parent has lost."""
+    guest = start()
+    rules, fewer = ["c 1:3 rwm", "c 1:5 rwm", "c 1:9 r"], ["c 1:3 rw", "c 1:9 r"]
+    broker.call("SetLimits", guest=guest.name, settings=OLD, devices=rules)
+    guest.call("Create", group="web", devices=["c 1:5 rw"])
+    before, kills = snapshot(guest.name), 0
+    for call, count in points({"write": (1, 5), "setxattr": (1,), "bpf": (2,)}):
+        change = {"guest": guest.name, "settings": {}, "devices": fewer}
+        killed = kill_in(broker, call, count, lambda change=change: broker.call("SetLimits", **change))  # type: ignore[misc]
+        kills += killed
+        if killed:
+            check_within(guest.name)
+            restart(broker, guest)
+        broker.call("SetLimits", **change)
+        check_within(guest.name)
+        assert guest.call("Devices", group="/")["rules"] == fewer
+        broker.call("SetLimits", guest=guest.name, settings={}, devices=rules)
+        guest.call("Devices", group="web", only=["c 1:5 rw"])
+        assert snapshot(guest.name) == before, (call, count)
+    assert kills >= (2 if SLOW == 1 else 1)
+
+
+def states(guest: BrokerGuest, *pids: int) -> str:
+    """The state of each process of the guest; "-" where it has ended."""
+    return guest.shell(f"""for pid in {" ".join(map(str, pids))}; do
+        s=$(sed 's/.*) //; s/ .*//' /proc/$pid/stat 2>/dev/null); case $s in ""|Z) s=-;; esac; printf %s $s; done""")
+
+
+def test_thaw_and_kill(start: Start, broker: Broker) -> None:
+    """A frozen group is thawed by asking again, one that was to be killed is killed so, and neither stays frozen."""
+    guest = start()
+    for group in ("cell/one", "cell/two"):
+        guest.call("Create", group=group, parents=True)
+    before, kills = snapshot(guest.name), 0
+    for call, count in points({"write": (1,), "openat": (2,)}):
+        pid = guest.spawn("exec sleep 1000")
+        guest.call("Attach", group="cell/one", pids=[pid])
+        guest.call("Freeze", group="cell")
+        killed = kill_in(broker, call, count, lambda: guest.call("Thaw", group="cell"))
+        kills += killed
+        if killed:
+            restart(broker, guest)
+            guest.call("Thaw", group="cell")
+        assert not guest.call("List", group="cell")["groups"][0]["frozen"], (call, count)
+        guest.call("Kill", group="cell")
+        wait_for(lambda pid=pid: states(guest, pid) == "-", "its end")  # type: ignore[misc]
+        assert snapshot(guest.name) == before, (call, count)
+    for call, count in points({"write": (1,), "pidfd_send_signal": (2,), "kill": (2,)}):
+        pids = [guest.spawn("exec sleep 1000"), guest.spawn("exec sleep 1000")]
+        for pid, group in zip(pids, ("cell/one", "cell/two"), strict=True):
+            guest.call("Attach", group=group, pids=[pid])
+        killed = kill_in(broker, call, count, lambda: guest.call("Kill", group="cell"))
+        kills += killed
+        if killed:
+            restart(broker, guest)
+            guest.call("Kill", group="cell")
+        wait_for(lambda pids=pids: states(guest, *pids) == "--", f"their end at {call} {count}")  # type: ignore[misc]
+        assert snapshot(guest.name) == before, (call, count)
+    assert kills >= (2 if SLOW == 1 else 1)
+
+
+def test_release_and_the_hosts_rules(start: Start, broker: Broker) -> None:
+    """A guest that was to be released is so, or served as before; rules are the old ones or the new ones."""
+    guest, other = start(), start()
+    before, kills = snapshot(guest.name), 0
+    for call, count in points({"unlink": (1,), "rmdir": (1,)}):
+        kills += kill_in(broker, call, count, lambda: broker.call("Release", guest=guest.name))
+        if broker.process is not None:
+            broker.stop(signal.SIGKILL)
+        # Its policy asks for a broker: the next one serves it, however far the last one has come.
+        restart(broker, guest, other)
+        assert guest.shell("grep -c guest.sock /proc/self/mountinfo") == "1", (call, count)
+    lines = ["0:sleep * init"]
+    for call, count in points({"setxattr": (1, 2)}):
+        kills += kill_in(broker, call, count, lambda: broker.call("Rules", guest=guest.name, rules=lines))
+        if broker.process is None:
+            restart(broker, guest, other)
+        assert broker.call("Rules", guest=guest.name)["rules"] in ([], lines)
+        assert broker.call("Rules", guest=guest.name, rules=lines) == {"rules": lines}
+        assert broker.call("Rules", guest=guest.name, rules=[]) == {"rules": []}
+        assert snapshot(guest.name) == before, (call, count)
+    assert kills >= (2 if SLOW == 1 else 1)
+
+
+def test_where_it_writes_what_matters(start: Start, broker: Broker, tmp_path: Path) -> None:
+    """Just before one file of each method: what gives controllers to a new group's child, a limit of the guest's own,
+    what freezes, what kills."""
+    guest = start(*MODES["nouserns"])
+    tree = v2_hierarchy()
+    gives = tree is not None and (tree.group(guest_root(guest.name)) / "cgroup.subtree_control").read_text().strip()
+    scratch, settings = tmp_path / "strace", {"memory.max": "64M", "pids.max": "10"}
+    before = snapshot(guest.name)
+    kill_at(
+        broker,
+        "/web/cgroup.subtree_control" if gives else "/web/db/memory.limit_in_bytes",
+        lambda: guest.call("Create", group="web/db", parents=True, settings=settings),
+        lambda: guest.call("Remove", group="web", recursive=True),
+        scratch,
+    )
+    check_within(guest.name)
+    restart(broker, guest)
+    if not groups(limit_group(guest.name) + "/guest/web/db"):
+        guest.call("Create", group="web/db", parents=True)
+    guest.call("Set", group="web/db", settings=settings)
+    assert guest.call("Get", group="web/db", keys=[*settings])["values"] == settings
+    guest.call("Remove", group="web", recursive=True)
+    assert snapshot(guest.name) == before
+
+    guest.call("Create", group="cell")
+    broker.call("SetLimits", guest=guest.name, settings=OLD)
+    before = snapshot(guest.name)
+    for new in (LESS, MORE):
+        kill_at(
+            broker,
+            "/guest/pids.max",
+            lambda new=new: broker.call("SetLimits", guest=guest.name, settings=new),  # type: ignore[misc]
+            lambda: broker.call("SetLimits", guest=guest.name, settings=OLD),
+            scratch,
+        )
+        check_limits(guest.name, OLD, new)
+        restart(broker, guest)
+        broker.call("SetLimits", guest=guest.name, settings=new)
+        check_limits(guest.name, new, new)
+        broker.call("SetLimits", guest=guest.name, settings=OLD)
+        assert snapshot(guest.name) == before
+
+    pids = [guest.spawn("exec sleep 1000") for _ in range(4)]
+    guest.call("Attach", group="cell", pids=pids[:1])
+    guest.call("Freeze", group="cell")
+    frozen = "/cell/freezer.state" if has_v1("freezer") else "/cell/cgroup.freeze"
+    kill_at(
+        broker,
+        frozen,
+        lambda: guest.call("Thaw", group="cell"),
+        lambda: guest.call("Freeze", group="cell"),
+        scratch,
+    )
+    restart(broker, guest)
+    assert guest.call("List", group="cell")["groups"][0]["frozen"]
+    guest.call("Thaw", group="cell")
+    assert not guest.call("List", group="cell")["groups"][0]["frozen"]
+    guest.call("Kill", group="cell")
+    wait_for(lambda: states(guest, pids[0]) == "-", "its end")
+
+    left = iter(pids[1:])
+    attach_one = lambda: guest.call("Attach", group="cell", pids=[next(left)])  # noqa: E731
+    attach_one()
+    kill_at(
+        broker,
+        frozen if has_v1("freezer") else "/cell/cgroup.kill",
+        lambda: guest.call("Kill", group="cell"),
+        attach_one,
+        scratch,
+    )
+    restart(broker, guest)
+    guest.call("Kill", group="cell")
+    wait_for(lambda: "-" in states(guest, pids[2]), "its end")
+    assert not guest.call("List", group="cell")["groups"][0]["frozen"]
+    assert snapshot(guest.name) == before
 
 
 def test_while_it_takes_up_a_guest(
