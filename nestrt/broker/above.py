@@ -1,4 +1,5 @@
-"""Ask the broker of the level above: for a level that may not do a thing itself, but may have it done.
+"""Ask the broker of the level above: for a level that may not do a thing itself, but may have it done. The level's own
+is asked in the same way.
 
 One call, one reply (wire.py), over the socket that this level was given when it was started. Waits: for a thread.
 """
@@ -14,11 +15,12 @@ from typing import Any
 from nestrt.broker.refusal import Refusal
 from nestrt.broker.wire import LONGEST_REPLY
 from nestrt.kernel import caps
-from nestrt.plan.broker import GUEST_SOCKET
+from nestrt.plan.broker import GUEST_SOCKET, HOST_SOCKET
 
 PATIENCE = 30.0  # seconds, for the whole reply
 INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO in include/linux/proc_ns.h
 REMEDY = 'have this level started with a broker: broker = "wanted" in its policy'
+OWN_REMEDY = "start one: nestrt broker"
 
 
 def needed() -> bool:
@@ -34,8 +36,9 @@ def ask(method: str, parameters: dict[str, Any], socket: str | None = None) -> d
 
     Raises Refusal: the broker's own, NotPossible where there is none, Busy where it does not answer in PATIENCE.
     """
-    operation = f"ask the broker of the level above for {method.rpartition('.')[2]}"
     socket = GUEST_SOCKET if socket is None else socket
+    whose, remedy = ("this level", OWN_REMEDY) if socket == HOST_SOCKET else ("the level above", REMEDY)
+    operation = f"ask the broker of {whose} for {method.rpartition('.')[2]}"
     frame = json.dumps({"method": method, "parameters": parameters}).encode() + b"\0"
     try:
         reply = json.loads(_exchange(socket, frame))
@@ -43,7 +46,7 @@ def ask(method: str, parameters: dict[str, Any], socket: str | None = None) -> d
         if not isinstance(values, dict) or not isinstance(error, str | None):
             raise ValueError
     except (FileNotFoundError, ConnectionRefusedError):
-        raise Refusal("NotPossible", f"cannot {operation}: none listens on {socket}", REMEDY) from None
+        raise Refusal("NotPossible", f"cannot {operation}: none listens on {socket}", remedy) from None
     except TimeoutError:
         raise Refusal("Busy", f"cannot {operation}: no answer in {PATIENCE:g} s", "try again") from None
     except OSError as wrong:
@@ -54,7 +57,7 @@ def ask(method: str, parameters: dict[str, Any], socket: str | None = None) -> d
     if error is None:
         return values
     own = error.startswith("io.nestrt.")
-    message, code = str(values.get("message") or error), values.get("errno")
+    message, code = str(values.get("message") or values.get("parameter") or error), values.get("errno")
     raise Refusal(
         error.rpartition(".")[2] if own else "NotPossible",
         message if own else f"cannot {operation}: {message}",
@@ -70,7 +73,10 @@ def _exchange(socket: str, frame: bytes) -> bytes:
     with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC) as one:
         one.settimeout(PATIENCE)
         one.connect(socket)
-        one.sendall(frame)
+        try:
+            one.sendall(frame)
+        except ConnectionError:
+            pass  # whoever may not ask is told so, and hung up on, before the question
         while not found.endswith(b"\0"):
             one.settimeout(max(end - time.monotonic(), 0.001))
             chunk = one.recv(65536)

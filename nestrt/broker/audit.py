@@ -3,7 +3,7 @@
 ::
 
     {"time":"2026-11-30T12:00:00.123456Z","guest":"web","method":"Set","peer":{"pid":4711,"uid":100000,"gid":100000,
-     "user":0},"group":"/db","key":"memory.max","old":"64M","new":"128M","verdict":"done"}
+     "user":0,"guest_pid":7,"guest_gid":0},"group":"/db","key":"memory.max","old":"64M","new":"128M","verdict":"done"}
 
 A refusal's verdict is the error's name, and "message" the reason. One that is like another of the last seconds is only
 counted: "repeated" says how many a line stands for that were not written each. "lost" counts lines of this guest that
@@ -31,7 +31,7 @@ _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=repr)
 
 
 class Who(Protocol):
-    """What the audit wants of a broker.peer.Peer. *user* is as the guest counts."""
+    """What the audit wants of a broker.peer.Peer. *user*, *guest_pid* and *guest_gid* are as the guest counts."""
 
     @property
     def pid(self) -> int: ...
@@ -41,6 +41,10 @@ class Who(Protocol):
     def gid(self) -> int: ...
     @property
     def user(self) -> int: ...
+    @property
+    def guest_pid(self) -> int | None: ...
+    @property
+    def guest_gid(self) -> int | None: ...
 
 
 class _Like:
@@ -66,6 +70,12 @@ def cut(value: Any, room: int) -> str:
     # A character takes up to twelve bytes, or two at most where none but quotes and backslashes are escaped.
     kept = (room - 64) // (2 if whole.isascii() and whole.isprintable() else 12)
     return _encode(f"{whole[:kept]}… ({len(whole)} characters)")
+
+
+def _who(peer: Who) -> str:
+    pid, gid = ("null" if number is None else number for number in (peer.guest_pid, peer.guest_gid))
+    host = f'"pid":{peer.pid},"uid":{peer.uid},"gid":{peer.gid}'
+    return f'{{{host},"user":{peer.user},"guest_pid":{pid},"guest_gid":{gid}}}'
 
 
 class Audit:
@@ -103,7 +113,7 @@ class Audit:
             name, message = verdict.name, verdict.message
         else:
             name, _, message = verdict.partition(": ")
-        who = f'{{"pid":{peer.pid},"uid":{peer.uid},"gid":{peer.gid},"user":{peer.user}}}' if peer else "null"
+        who = "null" if peer is None else _who(peer)
         head = f'"guest":{cut(guest, ROOM["guest"])},"method":{cut(method, room["method"])},"peer":'
         what = f',"group":{cut(group, room["group"])},"key":{cut(key, room["key"])},"old":{cut(old, room["old"])}'
         what += f',"new":{cut(new, room["new"])},"verdict":{cut(name, 256)}'

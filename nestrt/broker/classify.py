@@ -120,12 +120,14 @@ class Placing:
                     number = namespace.inside(pid)
             except OSError:
                 return None
+        # The map of users is a guess at that of groups, where that cannot be told.
+        gids = ids if self.guest.gids is None else self.guest.gids
         # Effective ids, as libcgroup's: what the process may do now.
         found = Subject(
             pid=number,
             uid=inside(ids, process.uids[1]),
-            gid=inside(ids, process.gids[1]),
-            groups=frozenset(inside(ids, group) for group in process.groups) - {-1},
+            gid=inside(gids, process.gids[1]),
+            groups=frozenset(inside(gids, group) for group in process.groups) - {-1},
             name=process.name,
             program=program,
         )

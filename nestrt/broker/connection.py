@@ -152,6 +152,7 @@ class Connection:
         own = groups_of(self.peer)
         if not any(client.below(own[key], guest.limit) for key in guest.primary_keys if key in own):
             raise Refusal("NotPermitted", "cannot connect: the process is in no group of this guest", "")
+        guest.number(self.peer)
         guest.connections += 1
         guest.by_user[uid] = mine + 1
         self.counted = uid

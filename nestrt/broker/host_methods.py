@@ -56,11 +56,16 @@ class HostRequest:
         self.notes.append((group, key, old, new))
 
     def served(self) -> Served:
-        """The guest. Raises Refusal where it is not served."""
-        if isinstance(self.guest, Served):
-            return self.guest
+        """The guest. Raises Refusal where it is not served, or several of that name are."""
         name = str(self.parameters.get("guest"))[:80]
-        raise Refusal("NotFound", f"cannot find guest {name}: it is not served", "nestrt ls shows all guests")
+        if isinstance(self.guest, Served):
+            alike = [limit for limit, one in self.broker.guests.items() if one.name == name]
+            if len(alike) > 1:
+                what = f"cannot find guest {name}: {len(alike)} are called so"
+                raise Refusal("BadValue", what, f"say {' or '.join(alike)}")
+            return self.guest
+        remedy = "nestrt broker status shows those that are"
+        raise Refusal("NotFound", f"cannot find guest {name}: it is not served", remedy)
 
 
 class Nobody:
@@ -82,6 +87,8 @@ async def guests(request: HostRequest) -> dict[str, Any]:
                 "connections": guest.connections,
                 "requests": guest.requests,
                 "refused": guest.refused,
+                **{key: rules.count(guest, host) for key, host in (("rules", False), ("host_rules", True))},
+                "reactions": len(request.broker.watcher.reactor.of(guest)),
             }
             for guest in request.broker.guests.values()
         ]
@@ -132,14 +139,15 @@ async def audit(request: HostRequest) -> dict[str, Any]:
     log.flush()
     if not request.more:
         found = await trio.to_thread.run_sync(lambda: list(reader.read(guest, lines=lines)))
-        return {"entry": {"entries": found}}
+        return {"entries": found}
     follower = Follower(reader, guest)
     found = await trio.to_thread.run_sync(lambda: list(reader.read(guest, lines=lines, before=follower.begun)))
+    # The first one even if it is empty: it says that from now on nothing is missed.
+    await request.send({"entries": found})
     while True:
-        for entry in found:
-            await request.send({"entry": entry})
         await trio.sleep(FOLLOW)
-        found = await trio.to_thread.run_sync(follower.poll)
+        if found := await trio.to_thread.run_sync(follower.poll):
+            await request.send({"entries": found})
 
 
 async def drain(request: HostRequest) -> dict[str, Any]:

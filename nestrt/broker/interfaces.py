@@ -161,6 +161,7 @@ HOST = (
 # What the host's root asks.
 interface io.nestrt.Host
 
+# rules: lines of the guest's own, host_rules: of the host's for it.
 type Guest (
   name: string,
   level: int,
@@ -169,14 +170,17 @@ type Guest (
   pid: int,
   connections: int,
   requests: int,
-  refused: int
+  refused: int,
+  rules: int,
+  host_rules: int,
+  reactions: int
 )
 
 method Guests() -> (guests: []Guest)
 method Describe(guest: string) -> (description: object)
 method SetLimits(guest: string, settings: [string]string, devices: ?[]string) -> ()
-# Lines of the audit, oldest first; with more also those to come.
-method Audit(guest: ?string, lines: ?int) -> (entry: object)
+# The last lines of the audit, oldest first; with more those to come follow, in replies of one or several.
+method Audit(guest: ?string, lines: ?int) -> (entries: []object)
 # Take no new connections, finish what was asked, and end.
 method Drain() -> ()
 # A listener for a guest that is about to start, or has; cgroup: its limit group.

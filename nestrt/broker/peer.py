@@ -41,7 +41,8 @@ def outside(ids: IdMap, number: int) -> int:
 @record
 class Peer:
     """*pid*, *uid* and *gid* as the broker's level counts them, *pidfd* a descriptor of the process or -1 where it
-    has gone, *user* its uid as the guest counts it (-1: none), *root* whether that is the guest's root."""
+    has gone, *user* its uid as the guest counts it (-1: none), *root* whether that is the guest's root. *guest_pid* and
+    *guest_gid* are pid and gid as the guest counts them, None where it has no number for them."""
 
     pid: int
     uid: int
@@ -49,6 +50,8 @@ class Peer:
     pidfd: int
     user: int
     root: bool
+    guest_pid: int | None = None
+    guest_gid: int | None = None
 
     def close(self) -> None:
         if self.pidfd >= 0:

@@ -84,6 +84,11 @@ async def host_rules(broker: Broker, guest: Served, lines: list[str] | None, req
     return {"rules": list(load(guest, HOST).lines)}
 
 
+def count(guest: Served, host: bool) -> int:
+    """How many lines of rules there are for *guest*: its own, or the *host*'s."""
+    return len(load(guest, HOST if host else OWN).lines) if guest.mark is not None else 0
+
+
 async def restore(broker: Broker, guest: Served) -> None:
     """Carry out the rules of a guest that is served again: its marks have them."""
     await broker.classifier.restore(guest)
@@ -96,4 +101,4 @@ def forget_guest(broker: Broker, guest: Served) -> None:
 
 METHODS: dict[str, Method] = {"Rules": rules}
 
-__all__ = ["METHODS", "Classifier", "forget_guest", "host_rules", "restore"]
+__all__ = ["METHODS", "Classifier", "count", "forget_guest", "host_rules", "restore"]

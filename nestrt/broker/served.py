@@ -18,13 +18,15 @@ from typing import Any, Callable, Iterator, TypeVar
 import trio
 
 from nestrt.broker import peer as ids
-from nestrt.broker.peer import Peer
+from nestrt.broker.peer import IdMap, Peer
 from nestrt.broker.quota import Bucket
 from nestrt.broker.refusal import Refusal, not_permitted
 from nestrt.controllers.table import by_name
 from nestrt.guest import client
 from nestrt.host.marks import Mark, read_mark
 from nestrt.kernel import mount, pidfd
+from nestrt.kernel.id_maps import read_id_map
+from nestrt.kernel.pidns import PidNamespace
 from nestrt.plan import lock
 from nestrt.plan.facts import Hierarchy
 
@@ -120,6 +122,7 @@ class Served:
         self.unread: dict[bool, int] = {}  # bytes of replies under way, to root (True) and to others
         self.strangers = 0  # connections of processes of others, heard out
         self.ended = False
+        self._gids: IdMap | None = None
         self.connections = 0
         self.requests = 0
         self.refused = 0
@@ -162,6 +165,35 @@ class Served:
     def ids(self) -> ids.IdMap:
         """The user ids, (inside, outside, count); () where they are the level's own."""
         return self.known.ids
+
+    @property
+    def gids(self) -> IdMap | None:
+        """The group ids, likewise. The mark has none, the first process's user namespace has; None where that cannot
+        be told, or is one of its own making."""
+        if not self.ids:
+            return ()
+        if self._gids is None and self.alive():
+            try:
+                uids, gids = (tuple(read_id_map(kind, str(self.known.pid))) for kind in ("uid_map", "gid_map"))
+            except (OSError, ValueError):
+                return None
+            if sorted(uids) == sorted(self.ids) and self.alive():
+                self._gids = gids
+        return self._gids
+
+    def number(self, peer: Peer) -> None:
+        """Note *peer*'s pid and gid as the guest counts them: for the audit, once for a connection."""
+        gids = self.gids
+        gid = ids.inside(gids, peer.gid) if gids is not None else -1
+        peer.guest_gid = gid if gid >= 0 else None
+        try:
+            with PidNamespace(self.known.pid) as namespace:
+                pid = namespace.inside(peer.pid) if peer.pid > 0 else 0
+        except OSError:
+            return
+        # Only now is it sure that both were who they are taken for.
+        if self.alive() and peer.pidfd >= 0 and not pidfd.wait(peer.pidfd, 0):
+            peer.guest_pid = pid or None
 
     @property
     def root_uid(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from nestrt.errors import InputError, NestrtError, NotFound, StateError
+from nestrt.errors import HostError, InputError, NestrtError, NotFound, StateError, one_line
 from nestrt.level.devices import format_rule
 from nestrt.level.limits import format_io
 from nestrt.level.units import MAX, format_cpus, format_quota, format_size
@@ -35,14 +35,17 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "io": ("io.max", lambda limits: "\n".join(format_io(limit) for limit in limits)),
 }
 METHOD = "io.nestrt.Guest.Devices"
-ERRORS: dict[str, type[NestrtError]] = {"BadValue": InputError, "NotFound": NotFound, "Busy": StateError}
+ERRORS: dict[str, type[NestrtError]] = {
+    "BadValue": InputError, "NotFound": NotFound, "Busy": StateError, "Locked": StateError, "NotPossible": HostError,
+    "NotPermitted": HostError, "QuotaExceeded": HostError,
+}  # fmt: skip
 
 
 class Answered(NestrtError):
     """What the broker says, as it says it."""
 
     def __str__(self) -> str:
-        return "; ".join(part for part in (self.reason, self.remedy) if part)
+        return one_line("; ".join(part for part in (self.reason, self.remedy) if part))
 
 
 def set_limits(limit_group: str, new: Limits, rules: tuple[DeviceRule, ...] | None) -> bool:
@@ -59,8 +62,7 @@ def set_limits(limit_group: str, new: Limits, rules: tuple[DeviceRule, ...] | No
         served = above.ask("io.nestrt.Host.Guests", {}, HOST_SOCKET).get("guests") or []
     except Refusal:
         return False  # a killed one's socket
-    names = [guest["name"] for guest in served if guest.get("cgroup") == limit_group]
-    if not names:
+    if not any(guest.get("cgroup") == limit_group for guest in served):
         return False
     settings = {
         key: write(value)
@@ -68,7 +70,8 @@ def set_limits(limit_group: str, new: Limits, rules: tuple[DeviceRule, ...] | No
         if (value := getattr(new, field)) not in (None, ())
     }
     devices = None if rules is None else [format_rule(rule) for rule in rules]
-    _ask("io.nestrt.Host.SetLimits", {"guest": names[0], "settings": settings, "devices": devices}, HOST_SOCKET)
+    # By its group: guests of different runtimes may have one name.
+    ask("io.nestrt.Host.SetLimits", {"guest": limit_group, "settings": settings, "devices": devices})
     return True
 
 
@@ -81,16 +84,20 @@ def set_devices_above(limit_group: str, rules: tuple[DeviceRule, ...]) -> bool:
 
     if not above.needed():
         return False
-    _ask(METHOD, {"group": limit_group, "only": [format_rule(rule) for rule in rules]}, GUEST_SOCKET)
+    ask(METHOD, {"group": limit_group, "only": [format_rule(rule) for rule in rules]}, GUEST_SOCKET)
     return True
 
 
-def _ask(method: str, parameters: dict[str, Any], socket: str) -> None:
+def ask(method: str, parameters: dict[str, Any], socket: str = HOST_SOCKET) -> dict[str, Any]:
+    """The reply of the broker at *socket*, this level's own, to *method* ("io.nestrt.Host.Guests").
+
+    Raises NestrtError with the status of what it refuses: HostError's where there is no broker.
+    """
     from nestrt.broker import above
     from nestrt.broker.refusal import Refusal
 
     try:
-        above.ask(method, parameters, socket)
+        return above.ask(method, parameters, socket)
     except Refusal as refusal:
         error = Answered("", "", refusal.message, refusal.remedy)
         error.status = ERRORS.get(refusal.name, NestrtError).status

@@ -113,7 +113,8 @@ def discover(name: str, verb: bool, text: str) -> Command:
         return _of_parser(stopped.found, text)
     except Table as stopped:
         usage = _help(call)
-        return Command(text, tuple(_of_option(option) for option in stopped.found), _of_usage(usage))
+        options = tuple(_of_option(option) for option in stopped.found)
+        return Command(text, options, _of_usage(usage), _of_actions(name, call))
     except (NestrtError, SystemExit):
         # One that reads its words itself.
         usage = _help(call)
@@ -121,6 +122,18 @@ def discover(name: str, verb: bool, text: str) -> Command:
         found = [tables.Option(long, metavar, text, short) for short, long, metavar, text in rows]
         return Command(text, tuple(_of_option(option) for option in found), _of_usage(usage))
     return Command(text)
+
+
+def _of_actions(name: str, call: Callable[[list[str]], int]) -> dict[str, Command] | None:
+    """The commands of one whose first word may be another's: the module's ACTIONS, which one parser reads."""
+    word = next(iter(getattr(__import__(f"nestrt.cli.{name}", fromlist=["ACTIONS"]), "ACTIONS", ())), "")
+    if word:
+        try:
+            with _stopping():
+                call([word, UNKNOWN])
+        except Parser as stopped:
+            return _of_parser(stopped.found, "").commands
+    return None
 
 
 def _help(call: Callable[[list[str]], int]) -> str:

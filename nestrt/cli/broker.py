@@ -1,4 +1,4 @@
-"""``nestrt broker``: the daemon that does for guests what the kernel does not delegate."""
+"""``nestrt broker``: the daemon that does for guests what the kernel does not delegate, and what it can be asked."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from nestrt.packages import find_package
 from nestrt.record import replace
 
 HEAD = """usage: nestrt broker [OPTION …]
+       nestrt broker status | rules GUEST [FILE] | release GUEST | drain
 
 Serve the guests of this level whose policy says broker = "wanted" or "required".
 """
+# By the first word: what the broker that runs is asked, in _broker_host.py.
+ACTIONS = {
+    "status": "the guests that the broker serves",
+    "rules": "show or set the host's own rules for new processes of a guest",
+    "release": "stop serving a guest",
+    "drain": "have the broker finish what was asked, and end",
+}
 OPTIONS = (
     Option("requests", "N", "requests a second of one guest (default: 1000); more wait"),
     Option("connections", "N", "connections of one guest (default: 64)"),
@@ -25,7 +33,11 @@ OPTIONS = (
     Option("cgroup", "GROUP", "the limit group of that guest"),
     Option("help", "", "this text", "h"),
 )
-TAIL = """
+ROWS = "".join(f"  {word:8} {text}\n" for word, text in ACTIONS.items())
+TAIL = f"""
+The broker that runs is asked by root:
+
+{ROWS}
 SIGTERM ends it in order. Started again, it finds all guests by their marks. systemd: sd_notify(3) and sockets by
 sd_listen_fds(3); units are in examples/broker.
 """
@@ -39,7 +51,11 @@ def _number(single: dict[str, str], name: str, usual: int, low: int, high: int) 
 
 
 def main(argv: list[str]) -> int:
-    """Serve until SIGTERM or SIGINT, or until drained. Returns the exit status."""
+    """Serve until SIGTERM or SIGINT, or until drained; or ask. Returns the exit status."""
+    if argv and argv[0] in ACTIONS:
+        from nestrt.cli import _broker_host
+
+        return _broker_host.main(argv)
     single, _, words = parse(OPTIONS, argv, "broker")
     if "help" in single:
         sys.stdout.write(usage(HEAD, OPTIONS, TAIL))

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         name, rest = first[len("--of=") :], argv[1:]
     else:
         return remote.main(argv)
-    return remote.main(rest, lambda: host_view(name))
+    return remote.main(rest, lambda: host_view(name), name if "/" not in name else "")
 
 
 def host_view(name: str) -> client.View:

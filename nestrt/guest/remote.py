@@ -588,21 +588,24 @@ def reactions(broker: Broker, args: argparse.Namespace) -> Any:
     return client.table(rows)
 
 
+def read_rules(path: str, operation: str) -> list[str]:
+    """The rules in a file, "-" is standard input, without comments and empty lines. Raises GuestError."""
+    try:
+        with open(0 if path == "-" else path, encoding="utf-8", closefd=path != "-") as file:
+            text = file.read(LONGEST_FILE + 1)
+    except OSError as error:
+        raise client.refused(error, f"{operation} from {path}") from None
+    except ValueError:
+        raise GuestError(2, f"{operation} from {path}", "it is no text", "see cgrules.conf(5)") from None
+    if len(text) > LONGEST_FILE:
+        raise GuestError(2, f"{operation} from {path}", f"it has more than {LONGEST_FILE} characters", "")
+    return [line for line in map(str.strip, text.split("\n")) if line and not line.startswith("#")]
+
+
 def do_rules(broker: Broker, args: argparse.Namespace) -> Any:
     """Which group new processes go to, in the lines of cgrules.conf(5); with FILE (-: standard input) set them all."""
     operation = "set the rules for new processes" if args.file else "read the rules for new processes"
-    rules = None
-    if args.file:
-        try:
-            with open(0 if args.file == "-" else args.file, encoding="utf-8", closefd=args.file != "-") as file:
-                text = file.read(LONGEST_FILE + 1)
-        except OSError as error:
-            raise client.refused(error, f"{operation} from {args.file}") from None
-        except ValueError:
-            raise GuestError(2, f"{operation} from {args.file}", "it is no text", "see cgrules.conf(5)") from None
-        if len(text) > LONGEST_FILE:
-            raise GuestError(2, f"{operation} from {args.file}", f"it has more than {LONGEST_FILE} characters", "")
-        rules = [line for line in map(str.strip, text.split("\n")) if line and not line.startswith("#")]
+    rules = read_rules(args.file, operation) if args.file else None
     shown = fields(broker.call(operation, "Rules", rules=rules), "rules", str, operation)
     if args.format == "json":
         return shown
@@ -680,8 +683,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def perform(args: argparse.Namespace, find: Callable[[], client.View] | None) -> Any:
-    """One command, on the view that *find* gives, or in this guest, or by way of the broker: what is to be shown."""
+def perform(args: argparse.Namespace, find: Callable[[], client.View] | None, of: str = "") -> Any:
+    """One command, on the view that *find* gives, or in this guest, or by way of the broker: what is to be shown.
+    *of*: the guest's name, where it is a guest of the level itself."""
     broker = Broker(args.socket or os.environ.get("NESTRT_SOCKET") or SOCKET, args.wait)
     more = getattr(args, "owner", None) is not None or getattr(args, "device", None)
     if args.command in COMMANDS or args.broker or more:
@@ -689,7 +693,8 @@ def perform(args: argparse.Namespace, find: Callable[[], client.View] | None) ->
         if find:
             reason = "the broker serves the guest's own processes"
             operation = f"ask the broker for {args.command!r} from the host"
-            raise GuestError(5, operation, reason, "run it in the guest, without --of")
+            own = f"nestrt broker rules {of} has the host's own; " if of and args.command == "rules" else ""
+            raise GuestError(5, operation, reason, own + "run it in the guest, without --of")
         if not action:
             raise GuestError(2, f"{args.command} by the broker", "it is for this guest's own view", "without --broker")
         return action(broker, args)
@@ -718,12 +723,12 @@ def wherever(broker: Broker, args: argparse.Namespace) -> Any:
     return client.perform(args, lambda: view)
 
 
-def main(argv: list[str], find: Callable[[], client.View] | None = None) -> int:
+def main(argv: list[str], find: Callable[[], client.View] | None = None, of: str = "") -> int:
     """Run one command, on the view that *find* gives or in this guest; returns the exit status, as in client.py."""
 
     def action(argv: list[str]) -> tuple[argparse.Namespace, Any]:
         args = parse_arguments(argv)
-        return args, perform(args, find)
+        return args, perform(args, find, of)
 
     return client.run(argv, action)
 

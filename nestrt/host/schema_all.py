@@ -197,7 +197,9 @@ def audit() -> Schema:
         pid=number("its process, as this level sees it"),
         uid=number("its user"),
         gid=number("its group"),
-        user=number("its user, as the guest counts", least=-1),
+        user=number("its user, as the guest counts; -1: it has no number there", least=-1),
+        guest_pid=maybe(number("its process, as the guest counts; null: it has no number there")),
+        guest_gid=maybe(number("its group, as the guest counts; null: it has no number there")),
     )
     value: Schema = {"type": ["string", "number", "boolean", "array", "object", "null"]}
     found = fields(
@@ -217,6 +219,25 @@ def audit() -> Schema:
     )
     found["required"] = [name for name in found["required"] if name not in ("message", "repeated", "lost")]
     return found
+
+
+def broker() -> Schema:
+    """``broker status --format json``."""
+    one = fields(
+        "a guest that the broker serves",
+        name=text("its name; several may have one"),
+        level=maybe(number("how many guests deep; null: it has not been made yet", least=1)),
+        group=text(f"its limit group: {PATH}"),
+        pid=maybe(number("its first process, as this level sees it; null: it has not been made yet")),
+        connections=number("that its processes have now"),
+        requests=number("that they have made, since the broker has served it"),
+        refused=number("of these"),
+        host_rules=maybe(number("lines of the host's rules for its processes; null: an older broker does not say")),
+        rules=maybe(number("lines of its own rules; null likewise")),
+        reactions=maybe(number("that it has set; null likewise")),
+        socket=text("where the broker listens for it, on this level"),
+    )
+    return array("the guests that are served, by name", one)
 
 
 def host() -> Schema:
@@ -255,6 +276,8 @@ def host() -> Schema:
         groups=array("the groups right below the root", group),
         root=root,
         guests=array("what each gets at worst", one),
+        guests_elsewhere=array("groups right below the root that are the system's and that guests are in", text(PATH)),
+        note=maybe(text("what to do about those; null: there are none")),
     )
 
 
@@ -317,6 +340,7 @@ SCHEMAS: dict[str, tuple[str, Schema]] = {
     "totals": ("what has happened to guests: events --totals", totals()),
     "check": ("whether the laws hold", check()),
     "audit": ("what guests asked the broker: a line", audit()),
+    "broker": ("the guests that the broker serves: broker status", broker()),
     "host": ("how the host is divided: host status", host()),
     "state": ("a container of this runtime", state()),
     "list": ("the containers of this runtime; null: none", maybe(array("below the state directory", state()))),

@@ -24,6 +24,7 @@ from support.hostside import group_file, groups
 from support.need import SLOW
 from support.rootfs import COMMAND, PythonRoot
 from support.runner import Nestrt, wait_for
+from support.served import nspid
 
 LIMITS = ("-m", "256M", "--pids", "60")
 Start = Callable[..., BrokerGuest]
@@ -329,6 +330,64 @@ def test_every_change_is_in_the_audit(start: Start, broker: Broker) -> None:
     assert (refused["peer"]["user"], refused["verdict"]) == (1000, "NotPermitted")
 
 
+NESTED = """
+import ctypes, os, time
+if os.fork() == 0:
+    try:
+        if USER:
+            os.setgroups([])
+            os.setresgid(GROUP, GROUP, GROUP)
+            os.setresuid(USER, USER, USER)
+        elif ctypes.CDLL(None, use_errno=True).unshare(0x20000000) or os.fork():  # CLONE_NEWPID
+            time.sleep(100000)
+        call({"method": "io.nestrt.Guest.Create", "parameters": {"group": f"of-{USER}"}})
+        time.sleep(100000)
+    finally:
+        os._exit(1)
+"""
+
+
+@pytest.mark.parametrize("mode", ["userns", pytest.param("root", marks=pytest.mark.slow_on_vm), "map"])
+def test_the_audit_has_who_asked_as_the_guest_counts(start: Start, broker: Broker, tmp_path: Path, mode: str) -> None:
+    """
+    guest             its pid namespace, and users and groups shifted by different numbers where the policy says so
+    ├ agent           0:0, process 1
+    ├ a user          1000:1001
+    └ ┬ waits         0:0, and for the pid namespace that it has made
+      └ asks          0:0, 1 there, another number in the guest
+    """
+    options = MODES.get(mode, ())
+    if mode == "map":
+        maps = '[user]\nnamespace = "map"\nuid_map = ["0:1700000:65536"]\ngid_map = ["0:1800000:65536"]\n'
+        (tmp_path / "map.toml").write_text(f'[level]\nbroker = "required"\n{maps}')
+        options = ("--policy", str(tmp_path / "map.toml"))
+    guest = start(*options)
+    guest.call("Create", group="agents")
+    guest.python(f"USER, GROUP = 1000, 1001\n{NESTED}")
+    wait_for(lambda: len(broker.entries(guest.name)) == 2, "the user's question")
+    guest.python(f"USER, GROUP = 0, 0\n{NESTED}")
+    wait_for(lambda: len(broker.entries(guest.name)) == 3, "the question from the other pid namespace")
+    agent, user, nested = (entry["peer"] for entry in broker.entries(guest.name))
+    numbers = [nspid(peer["pid"]) for peer in (agent, user, nested)]
+    assert [len(each) for each in numbers] == [2, 2, 3]
+    assert [peer["guest_pid"] for peer in (agent, user, nested)] == [each[1] for each in numbers]
+    assert (agent["guest_pid"], numbers[2][2]) == (1, 1)
+    assert [(peer["user"], peer["guest_gid"]) for peer in (agent, user, nested)] == [(0, 0), (1000, 1001), (0, 0)]
+    shifts = {(peer["uid"] - peer["user"], peer["gid"] - peer["guest_gid"]) for peer in (agent, user, nested)}
+    ((uids, gids),) = shifts
+    assert (uids == 0) == (mode == "root")
+    assert gids - uids == (100_000 if mode == "map" else 0)
+    # Rules for groups count like this, too.
+    broker.call("Rules", guest=guest.name, rules=["@1001 * agents"])
+    code = "import os; os.setresgid(1001, 1001, 1001); os.execvp('sleep', ['sleep', '1000'])"
+    guest.spawn(f'exec python3 -Ic "{code}"')
+    wait_for(lambda: guest.call("List", group="agents")["groups"][0]["processes"] == 1, "the rule's process")
+    # Whoever has no number there: the host's root, which sets limits.
+    broker.call("SetLimits", guest=guest.name, settings={"pids.max": "50"})
+    peer = broker.entries(guest.name)[-1]["peer"]
+    assert (peer["guest_pid"], peer["guest_gid"]) == (None, None)
+
+
 def test_a_guest_has_a_broker_for_its_own_guests(start: Start, python: PythonRoot) -> None:
     """
     host               its broker serves G
@@ -390,8 +449,8 @@ def test_what_the_hosts_root_may_ask(start: Start, broker: Broker) -> None:
     described = broker.call("Describe", guest=guest.name)["description"]
     assert described["name"] == guest.name
     assert "/web" in json.dumps(described)
-    (lines,) = broker.call("Audit", guest=guest.name, lines=1).values()
-    assert [(entry["group"], entry["new"]) for entry in lines["entries"]] == [("/web", "64M")]
+    lines = broker.call("Audit", guest=guest.name, lines=1)["entries"]
+    assert [(entry["group"], entry["new"]) for entry in lines] == [("/web", "64M")]
     assert broker.call("Rules", guest=guest.name) == {"rules": []}
     with pytest.raises(Refused) as unknown:
         broker.call("Describe", guest="nestrt-nobody")

@@ -38,7 +38,7 @@ from nestrt.cli import audit as cli
 from nestrt.errors import HostError, InputError, KernelError, NotFound
 from support.rootfs import CHECKOUT
 
-PEER = Peer(4711, 100_000, 100_005, -1, 0, True)
+PEER = Peer(4711, 100_000, 100_005, -1, 0, True, 17, 5)
 SMALL = LONGEST_LINE  # the smallest file that is taken
 
 
@@ -76,12 +76,18 @@ def test_a_line(audit: Audit, directory: Path) -> None:
     assert before <= done["time"] <= refused["time"] <= other["time"] <= stamp(time.time_ns())
     assert done == {
         "time": done["time"], "guest": "web", "method": "Set",
-        "peer": {"pid": 4711, "uid": 100_000, "gid": 100_005, "user": 0},
+        "peer": {"pid": 4711, "uid": 100_000, "gid": 100_005, "user": 0, "guest_pid": 17, "guest_gid": 5},
         "group": "/db", "key": "memory.max", "old": "64M", "new": "128M", "verdict": "done",
     }  # fmt: skip
     assert (refused["old"], refused["new"]) == (None, ["a"])
     assert (refused["verdict"], refused["message"]) == ("NotPermitted", "cannot do it: no")
     assert (other["verdict"], other["message"], other["peer"]) == ("Busy", "cannot: it is: so", None)
+
+
+def test_a_peer_that_the_guest_has_no_numbers_for(audit: Audit, directory: Path) -> None:
+    audit.record("web", "/", "x", 1, 2, "done", Peer(4711, 5, 6, -1, -1, False))
+    (line,) = (json.loads(line) for line in (directory / "web.jsonl").read_text().splitlines())
+    assert line["peer"] == {"pid": 4711, "uid": 5, "gid": 6, "user": -1, "guest_pid": None, "guest_gid": None}
 
 
 def test_the_time_is_rfc_3339() -> None:

@@ -67,7 +67,7 @@ def test_values() -> None:
     assert discover("why", False, "").operands[1].choices[:2] == ("memory", "pids")
     assert taken("hook", False, "--policy") == ("policies", ())
     assert taken("wrap", False, "--runtime") == ("files", ())
-    assert taken("check", False, "--format") == ("", ("table", "json", "yaml"))
+    assert taken("check", False, "--format") == ("", ("table", "json", "yaml", "csv"))
     form = argparse.ArgumentParser()
     form.add_argument("--format", type=Format(("a", "b")))
     assert _discover._of_parser(form, "").options[-1].choices == ("a", "b")
@@ -98,6 +98,14 @@ def test_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(COMMANDS) | set(VERBS) <= set(words(""))
     assert words("completion", "") == ["bash", "zsh", "fish"]
     assert words("policy", "") == ["check", "explain"]
+    assert words("broker", "") == ["status", "rules", "release", "drain"]
+    assert "--requests" in words("broker", "--")
+    assert words("broker", "--requests", "7", "--") == words("broker", "--")
+    assert words("broker", "rules", "--") == ["--help", "--clear", "--format"]
+    assert words("broker", "rules", "") == words("broker", "release", "") == ["web", "web/db"]
+    assert complete(["broker", "rules", "web", ""]).kind == "files"
+    assert words("broker", "status", "--format", "")[:2] == ["table", "json"]
+    assert words("broker", "drain", "") == []
     assert "--annotation" in words("policy", "explain", "--")
     assert words("ls", "--format=")[:2] == ["--format=table", "--format=json"]
     assert words("--cgroup-manager", "") == ["cgroupfs", "systemd", "disabled"]

@@ -15,6 +15,7 @@ import pytest
 
 from nestrt import errors
 from nestrt.__main__ import COMMANDS, VERBS, WIDER, main
+from nestrt.cli.broker import ACTIONS
 from nestrt.cli.version import SPEC, VERSION
 from nestrt.level.annotations import KNOWN, PROFILES
 from nestrt.level.bound import DEFAULT_BOUND
@@ -48,6 +49,7 @@ SECTIONS = {
     **{f"policy {name}": ("nestrt.1", f"nestrt policy {name}") for name in ("check", "explain")},
     **{f"guest {name}": ("nestrt.1", f"nestrt guest {name}") for name in GUEST_COMMANDS},
     **{name: ("nestrt-change.1", f"nestrt {name}") for name in ("freeze", "thaw")},
+    **{f"broker {name}": ("nestrt-broker.1", f"nestrt broker {name}") for name in ACTIONS},
     **{f"host {name}": ("nestrt-host.1", name) for name in ("init", "status", "reset")},
     "lock": ("nestrt-lock.1", "OPTIONS"),
     "unlock": ("nestrt-lock.1", "SYNOPSIS"),

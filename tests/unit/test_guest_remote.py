@@ -615,6 +615,8 @@ def test_from_the_host_the_broker_is_not_asked(peer: Peer, capsys: pytest.Captur
     for argv in (["devices", "web"], ["--broker", "ls"], ["create", "web", "--owner", "1000"]):
         assert cli.main(["--of", "nestrt-none", *argv]) == 5
         assert "run it in the guest" in capsys.readouterr().err
+    assert cli.main(["--of", "nestrt-none", "rules", "file"]) == 5
+    assert "nestrt broker rules nestrt-none has the host's own; run it in the guest" in capsys.readouterr().err
 
 
 # This one, and the oldest that is promised where there is one.
