@@ -10,6 +10,13 @@ from __future__ import annotations
 
 from nestrt.record import record
 
+LARGEST = 2**63 - 1  # of the specification's int64
+
+
+def together(memory: int, swap: int) -> int:
+    """Limits of memory and of swap alone as the specification counts swap; of what it cannot say, the most it can."""
+    return min(memory + swap, LARGEST)
+
 
 @record
 class DeviceRule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nestrt.errors import InputError
 from nestrt.level.units import MAX, PERIOD, format_cpus, format_size
-from nestrt.oci.resources import BlockIo, Cpu, Memory, Resources, ThrottleDevice
+from nestrt.oci.resources import BlockIo, Cpu, Memory, Resources, ThrottleDevice, together
 from nestrt.plan.narrow import THROTTLES
 from nestrt.record import replace
 
@@ -44,7 +44,7 @@ def resources_of(limits: Limits) -> Resources:
                 "memory has no limit, and both are counted together",
                 "give a memory limit too: -m SIZE",
             )
-        swap += limits.memory
+        swap = together(limits.memory, swap)
     shares = None
     if limits.cpu_weight is not None:
         from nestrt.controllers.cpu import shares_of  # it imports math

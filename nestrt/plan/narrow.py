@@ -12,7 +12,7 @@ from nestrt.level.bound import least, rdma_numbers
 from nestrt.level.devices import DeviceRule as Allowed
 from nestrt.level.devices import intersect
 from nestrt.level.units import MAX, PERIOD, format_cpus, parse_cpus
-from nestrt.oci.resources import BlockIo, Cpu, DeviceRule, Memory, Resources, ThrottleDevice
+from nestrt.oci.resources import BlockIo, Cpu, DeviceRule, Memory, Resources, ThrottleDevice, together
 from nestrt.record import replace
 
 TYPE_CHECKING = False
@@ -134,7 +134,7 @@ def _memory(limits: Limits, memory: Memory) -> Memory:
             "the host's policy limits it, and neither the policy nor linux.resources limits memory",
             "give a memory limit too: the specification counts both together",
         )
-    return replace(memory, limit=limit, swap=limit + alone)
+    return replace(memory, limit=limit, swap=together(limit, alone))
 
 
 def _cpu(limits: Limits, cpu: Cpu) -> Cpu:

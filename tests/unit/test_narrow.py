@@ -80,6 +80,7 @@ def test_what_the_document_leaves_open_the_policy_closes() -> None:
         (Limits(swap=8 * M), (100 * M, 150 * M), (100 * M, 108 * M)),
         (Limits(swap=80 * M), (100 * M, 150 * M), (100 * M, 150 * M)),
         (Limits(swap=8 * M), (100 * M, None), (100 * M, 108 * M)),
+        (Limits(swap=8 * M), (2**63 - 1, None), (2**63 - 1, 2**63 - 1)),
         (Limits(swap=MAX), (None, None), (None, MAX)),
         (Limits(memory=MAX), (None, None), (MAX, None)),
         (Limits(memory=MAX), (100 * M, None), (100 * M, None)),
