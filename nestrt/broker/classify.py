@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Callable, TypeVar
 import trio
 
 from nestrt.broker import groups, moves, rules_store, rules_text
-from nestrt.broker.peer import inside
+from nestrt.broker.peer import IdMap, inside
 from nestrt.broker.quota import Bucket
 from nestrt.broker.refusal import Refusal, from_error
 from nestrt.broker.rules_store import Stored
@@ -59,6 +59,7 @@ class Placing:
     def __init__(self, guest: Served, host: Stored, own: Stored, before: Stored) -> None:
         """*before*: rules that held until now; what they have placed is placed anew. Raises BadRule."""
         self.guest = guest
+        self.gids: IdMap = guest.ids
         self.root = guest.root
         self.rules: list[Rule] = [*host.rules(), *own.rules()]
         self.users = {number: name for one in (own, host) for name, number in reversed((one.users or {}).items())}
@@ -120,14 +121,12 @@ class Placing:
                     number = namespace.inside(pid)
             except OSError:
                 return None
-        # The map of users is a guess at that of groups, where that cannot be told.
-        gids = ids if self.guest.gids is None else self.guest.gids
         # Effective ids, as libcgroup's: what the process may do now.
         found = Subject(
             pid=number,
             uid=inside(ids, process.uids[1]),
-            gid=inside(gids, process.gids[1]),
-            groups=frozenset(inside(gids, group) for group in process.groups) - {-1},
+            gid=inside(self.gids, process.gids[1]),
+            groups=frozenset(inside(self.gids, group) for group in process.groups) - {-1},
             name=process.name,
             program=program,
         )
@@ -328,6 +327,9 @@ class Classifier:
         delay = max(one.bucket.take() for _ in batch)
         if delay:
             await trio.sleep(delay)
+
+        # The map of users is a guess at that of groups, where that cannot be told.
+        one.gids = one.guest.ids if one.guest.gids is None else one.guest.gids
 
         def place(tree: Tree) -> None:
             for pid in batch:

@@ -57,15 +57,15 @@ class HostRequest:
 
     def served(self) -> Served:
         """The guest. Raises Refusal where it is not served, or several of that name are."""
-        name = str(self.parameters.get("guest"))[:80]
+        name = str(self.parameters.get("guest"))
         if isinstance(self.guest, Served):
             alike = [limit for limit, one in self.broker.guests.items() if one.name == name]
             if len(alike) > 1:
-                what = f"cannot find guest {name}: {len(alike)} are called so"
+                what = f"cannot find guest {name[:80]}: {len(alike)} are called so"
                 raise Refusal("BadValue", what, f"say {' or '.join(alike)}")
             return self.guest
         remedy = "nestrt broker status shows those that are"
-        raise Refusal("NotFound", f"cannot find guest {name}: it is not served", remedy)
+        raise Refusal("NotFound", f"cannot find guest {name[:80]}: it is not served", remedy)
 
 
 class Nobody:
@@ -76,6 +76,10 @@ class Nobody:
 
 async def guests(request: HostRequest) -> dict[str, Any]:
     """All that are served."""
+    served = list(request.broker.guests.values())
+    # A guest may make its marks as long as they can be, and that takes time to read.
+    kinds = (False, True)
+    counts = await trio.to_thread.run_sync(lambda: [[rules.count(one, host) for host in kinds] for one in served])
     return {
         "guests": [
             {
@@ -87,10 +91,11 @@ async def guests(request: HostRequest) -> dict[str, Any]:
                 "connections": guest.connections,
                 "requests": guest.requests,
                 "refused": guest.refused,
-                **{key: rules.count(guest, host) for key, host in (("rules", False), ("host_rules", True))},
+                "rules": own,
+                "host_rules": hosts,
                 "reactions": len(request.broker.watcher.reactor.of(guest)),
             }
-            for guest in request.broker.guests.values()
+            for guest, (own, hosts) in zip(served, counts, strict=True)
         ]
     }
 
@@ -143,11 +148,13 @@ async def audit(request: HostRequest) -> dict[str, Any]:
     follower = Follower(reader, guest)
     found = await trio.to_thread.run_sync(lambda: list(reader.read(guest, lines=lines, before=follower.begun)))
     # The first one even if it is empty: it says that from now on nothing is missed.
-    await request.send({"entries": found})
+    await request.send({"entries": found[:LINES]})
+    found = found[LINES:]
     while True:
+        for at in range(0, len(found), LINES):  # no reply is longer than a reader must take at once
+            await request.send({"entries": found[at : at + LINES]})
         await trio.sleep(FOLLOW)
-        if found := await trio.to_thread.run_sync(follower.poll):
-            await request.send({"entries": found})
+        found = await trio.to_thread.run_sync(follower.poll)
 
 
 async def drain(request: HostRequest) -> dict[str, Any]:

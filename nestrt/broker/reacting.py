@@ -48,8 +48,10 @@ class Question:
         self.answer = ""
 
     def take(self, answer: str) -> None:
-        """The answer; the first one counts."""
-        self.answer = self.answer or answer
+        """The answer; the first one counts. What the guest has given the group by now it gave before it answered."""
+        if not self.answer:
+            self.armed.look_at_limit()
+            self.answer = answer
         self.answered.set()
 
 
@@ -202,13 +204,12 @@ class Armed:
     async def _freeze(self, why: str) -> None:
         """Freeze, unless nothing in the group runs as it is. Whoever gives the group another memory.max and thaws it
         while this is under way may have thawed it too early, so that is done after him."""
-        waiting = self.reaction.waits and self.guest.now(lambda tree: acts.is_starving(tree.view, self.group))
-        if not waiting and self.guest.now(lambda tree: acts.is_stopped(tree.view, self.group)):
+        if self.guest.now(self._is_stopped):
             if why:  # the guest was asked
                 self._report("freeze", "; ".join(("it is frozen already", why)))
                 self._audit("freeze", ("frozen", "1", "1"), "done")
             return
-        await self._act("freeze", lambda tree: acts.freeze(tree, self.group, waiting), why)
+        await self._act("freeze", lambda tree: acts.freeze(tree, self.group, self.reaction.waits), why)
         if self.guest.now(self._maximum) != self.given:
             await self._act("thaw", lambda tree: acts.thaw(tree, self.group), "its memory.max is another one by now")
 
@@ -240,16 +241,26 @@ class Armed:
                 await question.answered.wait()
         finally:
             self.reactor.questions.pop(number, None)
-        # What the guest has given it meanwhile it has given before it answered.
-        self.given = self.guest.now(self._maximum)
         if question.answer:
             return question.answer, True
+        self.look_at_limit()
         if self.reaction.waits and not self.guest.now(self._still):
             return "", False
         return self.reaction.fallback or "nothing", False
 
+    def look_at_limit(self) -> None:
+        """From now on another memory.max is one that the group was given while something is done to it."""
+        try:
+            self.given = self.guest.now(self._maximum)
+        except FAILURES:  # its group has gone
+            pass
+
     def _maximum(self, tree: Tree) -> float | None:
         return tree.view.value(self.group, "memory.max") if self.reaction.waits else None
+
+    def _is_stopped(self, tree: Tree) -> bool:
+        waiting = self.reaction.waits and acts.is_starving(tree.view, self.group)
+        return not waiting and acts.is_stopped(tree.view, self.group)
 
     def _still(self, tree: Tree) -> bool:
         """Whether the group still has no memory."""

@@ -34,6 +34,7 @@ KILL_PATIENCE = 10.0  # seconds
 STOP_PATIENCE = 2.0
 KILLER_PATIENCE = 5.0
 STEP = 0.01
+ATTEMPTS = 3  # to freeze
 
 
 def memory(view: View, group: str) -> Hierarchy:
@@ -253,24 +254,33 @@ def kill(tree: Tree, group: str) -> tuple[str, str, str]:
     return "processes", str(count), "0"
 
 
-def freeze(tree: Tree, group: str, waiting: bool) -> tuple[str, str, str]:
-    """Stop all processes of the group and of those below; *waiting*: v1's tasks that wait for memory are let out of
+def freeze(tree: Tree, group: str, held: bool) -> tuple[str, str, str]:
+    """Stop all processes of the group and of those below; *held*: v1's tasks that wait for memory are let out of
     that to be stopped too, and wait again when the group is thawed."""
     view = tree.view
     place, version = _freezer(view, group, "freeze")
-    if waiting:
-        state = freezer.V1_STATE if version == 1 else freezer.V2_STATE
-        client.write(f"{place}/{state}", "FROZEN" if version == 1 else "1")
-        time.sleep(5 * STEP)  # those that run, run into it
-        control = f"{memory(view, group).dir(group)}/{CONTROL}"
-        client.write(control, "0")
-        try:
-            _until(lambda: _has_stopped(place, version), STOP_PATIENCE)
-        finally:
-            client.write(control, "1")
-    if not freezer.freeze(place, version):
-        raise GuestError(4, f"freeze group {group}", "some of its processes do not stop", "they go on")
-    return "frozen", "0", "1"
+    # Who runs now may have to wait for memory a moment later, and then cannot be stopped.
+    for _ in range(ATTEMPTS):
+        if held and is_starving(view, group):
+            _stop_waiting(view, group, place, version)
+        if freezer.freeze(place, version):
+            return "frozen", "0", "1"
+        if not (held and is_starving(view, group)):
+            break
+    raise GuestError(4, f"freeze group {group}", "some of its processes do not stop", "they go on")
+
+
+def _stop_waiting(view: View, group: str, place: str, version: int) -> None:
+    """v1: have tasks that wait for memory try once more, and run into the freezer then."""
+    state = freezer.V1_STATE if version == 1 else freezer.V2_STATE
+    client.write(f"{place}/{state}", "FROZEN" if version == 1 else "1")
+    time.sleep(5 * STEP)  # those that run, run into it
+    control = f"{memory(view, group).dir(group)}/{CONTROL}"
+    client.write(control, "0")
+    try:
+        _until(lambda: _has_stopped(place, version), STOP_PATIENCE)
+    finally:
+        client.write(control, "1")
 
 
 def thaw(tree: Tree, group: str) -> tuple[str, str, str]:

@@ -26,7 +26,7 @@ from nestrt.guest import client
 from nestrt.host.marks import Mark, read_mark
 from nestrt.kernel import mount, pidfd
 from nestrt.kernel.id_maps import read_id_map
-from nestrt.kernel.pidns import PidNamespace
+from nestrt.kernel.pidns import PidNamespace, identity
 from nestrt.plan import lock
 from nestrt.plan.facts import Hierarchy
 
@@ -123,6 +123,7 @@ class Served:
         self.strangers = 0  # connections of processes of others, heard out
         self.ended = False
         self._gids: IdMap | None = None
+        self._gids_at = 0.0
         self.connections = 0
         self.requests = 0
         self.refused = 0
@@ -169,15 +170,20 @@ class Served:
     @property
     def gids(self) -> IdMap | None:
         """The group ids, likewise. The mark has none, the first process's user namespace has; None where that cannot
-        be told, or is one of its own making."""
+        be told, or is in one that it has made itself. It is looked at once, or once a second until it can be told. For
+        the thread of trio."""
         if not self.ids:
             return ()
-        if self._gids is None and self.alive():
+        if self._gids is None and time.monotonic() >= self._gids_at and self.alive():
+            self._gids_at = time.monotonic() + 1.0
+            pid = self.known.pid
             try:
-                uids, gids = (tuple(read_id_map(kind, str(self.known.pid))) for kind in ("uid_map", "gid_map"))
+                gids = tuple(read_id_map("gid_map", str(pid)))
+                with PidNamespace(pid) as namespace:
+                    first = namespace.user_namespace == identity(f"/proc/{pid}/ns/user")
             except (OSError, ValueError):
                 return None
-            if sorted(uids) == sorted(self.ids) and self.alive():
+            if first and self.alive():
                 self._gids = gids
         return self._gids
 

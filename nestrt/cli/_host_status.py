@@ -64,7 +64,9 @@ def counted_as_system(paths: Iterable[str], parents: Iterable[str]) -> str:
     parts = []
     if whole:
         options = " ".join(f"--guests {escape(group)}" for group in (*parents, *whole))
-        parts.append(f"guests in {escape(', '.join(whole))} count as the system: nestrt host init {options} divides so")
+        where = escape(", ".join(whole))
+        parts.append(f"guests in {where} count as the system: nestrt host init {options}, with its other options as "
+                     "they were, divides so")  # fmt: skip
     if mixed:
         where = escape(", ".join(mixed))
         parts.append(f"guests in {where} count as the system: start them below a group of their own, then name it to "

@@ -15,6 +15,7 @@ from nestrt.cli._formats import Column, add_options, write_rows
 from nestrt.cli._view import write
 from nestrt.errors import InputError
 from nestrt.host.marks import escape
+from nestrt.host.template import is_template
 
 FIELDS = (
     "time", "guest", "peer.user", "peer.pid", "method", "group", "key", "old", "new", "verdict", "message", "repeated",
@@ -86,8 +87,10 @@ def main(argv: list[str]) -> int:
         first = next(blocks)
         # Where there is no audit of that guest this says so, before there are headings.
         begin = list(islice(first, 1))
-        rows = chain(begin, first, chain.from_iterable(blocks))
-        return write_rows(options, ({**ABSENT, **entry} for entry in rows), COLUMNS, live=options.follow)
+        rows: Iterator[Entry] = chain(begin, first, chain.from_iterable(blocks))
+        if is_template(options.format):
+            rows = ({**ABSENT, **entry} for entry in rows)
+        return write_rows(options, rows, COLUMNS, live=options.follow)
     show = Table(not options.no_headings) if options.format == "text" else Plain()
     for part in parts():
         show.write(part)

@@ -260,6 +260,7 @@ class Tree:
         if group is None:
             if name == self.primary.name:
                 self.guests.remove(path)  # one that nobody wants
+                self.around.awaited.pop(path, None)
                 self._nothing_below(path, now)
             return
         group.hierarchies.discard(name)

@@ -29,6 +29,19 @@ AHEAD = 1 << 20  # bytes that a process may be ahead of who takes them
 _LENGTH = struct.Struct("=q")
 
 
+class Told(NestrtError):
+    """What a process that tells a part says of why it cannot: its exit status, 0 for a bug, and its words."""
+
+    def __init__(self, text: str) -> None:
+        status, _, words = text.partition(" ")
+        self.status = int(status) or HostError.status
+        bug = f"cannot show the guests: looking at a part of them failed: {words}; this is a bug of nestrt"
+        super().__init__("show", "the guests", bug if status == "0" else words)
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 def spread(items: list[T], tell: Callable[[T], Iterator[str]], between: str) -> Iterator[str]:
     """What *tell* says of each of *items*, in order, with *between* between two; ASCII.
 
@@ -102,7 +115,9 @@ def _start(
     except (BrokenPipeError, KeyboardInterrupt):
         pass
     except BaseException as error:
-        text = str(error) if isinstance(error, NestrtError) else f"{type(error).__name__}: {error}"
+        text = f"0 {type(error).__name__}: {error}"
+        if isinstance(error, NestrtError):
+            text = f"{error.status} {error}"
         _frame(theirs, [text.encode("ascii", "backslashreplace").decode("ascii")], -1)
     finally:
         os._exit(status)
@@ -136,8 +151,7 @@ def _piece(pipe: int) -> Iterator[str]:
     while length := _LENGTH.unpack(_read(pipe, _LENGTH.size))[0]:
         text = _read(pipe, abs(length)).decode("ascii")
         if length < 0:
-            reason = f"looking at a part of them failed: {text}"
-            raise HostError("show", "the guests", reason, "this is a bug of nestrt")
+            raise Told(text)
         yield text
 
 

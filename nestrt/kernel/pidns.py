@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+NS_GET_USERNS = 0xB701  # _IO(0xb7, 1)
 NS_GET_PARENT = 0xB702  # _IO(0xb7, 2), include/uapi/linux/nsfs.h
 NS_GET_TGID_FROM_PIDNS = 0x8004B707  # _IOR(0xb7, 7, int), Linux 6.11
 NS_GET_TGID_IN_PIDNS = 0x8004B709  # _IOR(0xb7, 9, int)
@@ -36,9 +37,9 @@ def numbers(pid: int) -> tuple[int, ...]:
     return (pid,)
 
 
-def identity(fd: int) -> tuple[int, int]:
-    """What tells one namespace from all others."""
-    found = os.fstat(fd)
+def identity(fd: int | str) -> tuple[int, int]:
+    """What tells one namespace, of a descriptor or of its file in /proc, from all others."""
+    found = os.stat(fd)
     return found.st_dev, found.st_ino
 
 
@@ -101,6 +102,15 @@ class PidNamespace:
                 os.close(fd)
             self._depth = depth
         return self._depth
+
+    @property
+    def user_namespace(self) -> tuple[int, int]:
+        """What tells the user namespace that owns it from others. Raises OSError: EPERM where that is above ours."""
+        fd = fcntl.ioctl(self.fd, NS_GET_USERNS)
+        try:
+            return identity(fd)
+        finally:
+            os.close(fd)
 
     def inside(self, pid: int) -> int:
         """The number that process *pid* has there; 0 where it has none, or is gone."""

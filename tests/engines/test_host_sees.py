@@ -213,7 +213,7 @@ def test_the_split_of_the_host_tells_of_it(start: Start) -> None:
     dry = guest.nestrt("host", "init", "--dry-run").ok()
     (line,) = [line for line in dry.err.splitlines() if "count as the system" in line]
     assert line.startswith("nestrt: note: guests in ")
-    words = line.partition("nestrt host init ")[2].partition(" divides so")[0].split()
+    words = line.partition("nestrt host init ")[2].partition(", with")[0].split()
     assert words[:2] == ["--guests", "/nestrt"]
     followed = guest.nestrt("host", "init", *words, "--dry-run").ok()
     assert f"--guests {parent}" not in followed.err

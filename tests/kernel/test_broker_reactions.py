@@ -215,10 +215,10 @@ def test_what_gets_memory_while_it_is_frozen_goes_on(monkeypatch: pytest.MonkeyP
         with guest_by_hand("race", "256M") as guest:
             web = make(guest, "/web", "16M")
 
-            def late(tree: Any, group: str, waiting: bool) -> tuple[str, str, str]:
+            def late(tree: Any, group: str, held: bool) -> tuple[str, str, str]:
                 give(web, "64M")
                 thaw(web)
-                return before(tree, group, waiting)
+                return before(tree, group, held)
 
             before = acts.freeze
             monkeypatch.setattr(acts, "freeze", late)

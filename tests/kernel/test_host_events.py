@@ -225,13 +225,13 @@ def test_nothing_is_kept_of_what_has_gone() -> None:
     follower.close()
 
 
-def followed(follower: Follower, seconds: float) -> list[tuple[str, str]]:
-    """(kind, path) of what is told in that time."""
-    found = []
-    end = time.monotonic() + seconds * SLOW**0.5
-    while time.monotonic() < end:
-        found += [(event.kind, event.path) for event in follower.step(end - time.monotonic())]
-    return found
+def await_(follower: Follower, condition: Callable[[list[tuple[str, str]]], bool]) -> None:
+    """Follow until it holds for what was told by then, (kind, path) each."""
+    told: list[tuple[str, str]] = []
+    end = time.monotonic() + 20 * SLOW
+    while not condition(told):
+        assert time.monotonic() < end, told
+        told += [(event.kind, event.path) for event in follower.step(0.5)]
 
 
 # A claim in one hierarchy of v1 alone, again and again: it goes as it came, and what is kept does not grow.
@@ -246,10 +246,9 @@ def test_a_guest_of_a_guest_in_one_hierarchy_alone() -> None:
         for _ in range(3):
             os.mkdir(memory.path(path))
             os.setxattr(memory.path(path), "user.nestrt", b'{"v": 1, "name": "x"}')
-            followed(follower, 0.2)
-            assert path in follower.guests.known
+            await_(follower, lambda told: path in follower.guests.known)
             os.rmdir(memory.path(path))
-            assert ("removed", path) in followed(follower, 0.3)
+            await_(follower, lambda told: ("removed", path) in told)
             assert set(follower.tree.groups) == kept
             assert path not in follower.guests.known
         follower.close()
@@ -270,9 +269,8 @@ def test_a_group_that_may_not_be_watched(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(inotify, "add", refuse)
     follower = Follower(read_hierarchies(), USUAL, wanted=lambda guest: guest.path.startswith(parent))
     with nest(1, 1, parent=parent, nested=False):
-        told = followed(follower, 1.5)
-    assert ("created", f"{parent}/g0000") in told
-    assert ("removed", f"{parent}/g0000") in followed(follower, 1.0)
+        await_(follower, lambda told: ("created", f"{parent}/g0000") in told)
+    await_(follower, lambda told: ("removed", f"{parent}/g0000") in told)
     follower.close()
 
 

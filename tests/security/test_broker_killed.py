@@ -105,9 +105,11 @@ def kill_at(broker: Broker, file: str, action: Callable[[], Any], undo: Callable
     """
     for _ in range(3):  # another thread may have done a part of it
         tracer = attach(broker, "-y", "-e", "trace=write", "-o", str(scratch))
-        action()
-        tracer.terminate()
-        tracer.wait()
+        try:
+            action()
+        finally:
+            tracer.terminate()
+            tracer.wait()
         undo()
         counts: dict[str, int] = {}
         for thread, path in re.findall(r"^(\d+) +write\(\d+<([^>]*)>", scratch.read_text(), re.MULTILINE):

@@ -146,7 +146,8 @@ def test_the_share_comes_out(share: float, version: int, system: int) -> None:
             ["/nestrt"],
             ["/docker", "/libpod_parent"],
             "guests in /docker, /libpod_parent count as the system: nestrt host init "
-            "--guests /nestrt --guests /docker --guests /libpod_parent divides so",
+            "--guests /nestrt --guests /docker --guests /libpod_parent, with its other options as they were, "
+            "divides so",
         ),
         (
             ["/system.slice/docker-b.scope", "/alone"],
@@ -159,7 +160,7 @@ def test_the_share_comes_out(share: float, version: int, system: int) -> None:
             ["/alone", "/docker/b"],
             ["/x"],
             ["/alone", "/docker"],
-            "--guests /x --guests /docker divides so; guests in /alone",
+            "--guests /x --guests /docker, with its other options as they were, divides so; guests in /alone",
         ),
         (["/a\x1b\nb/c"], ["/nestrt"], ["/a\x1b\nb"], r"guests in /a\x1b\nb count"),
     ],

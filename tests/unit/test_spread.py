@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nestrt.errors import HostError
+from nestrt.errors import NestrtError, StateError
 from nestrt.host import spread as module
 from nestrt.host.spread import FEWEST, PIECE, spread
 
@@ -72,9 +72,21 @@ def test_a_process_that_ends_is_said(how: str, cpus: int, capfd: pytest.CaptureF
         return
     raised = how == "raises"
     said = "looking at a part of them failed: OSError: .*gone" if raised else "a process that looked at .* ended"
-    with pytest.raises(HostError, match=said):
+    with pytest.raises(NestrtError, match=said) as caught:
         list(spread(list(range(2 * FEWEST)), tell, ","))
     assert capfd.readouterr().err == ""
+    assert caught.value.status == 5
+
+
+def test_an_error_of_one_is_the_error_of_all() -> None:
+    def tell(number: int) -> Iterator[str]:
+        yield str(number)
+        if number == FEWEST - 2:
+            raise StateError("show", "guest x", "it has ended", "look again")
+
+    with pytest.raises(NestrtError) as caught:
+        list(spread(list(range(FEWEST)), tell, ","))
+    assert (caught.value.status, str(caught.value)) == (4, "cannot show guest x: it has ended; look again")
 
 
 @pytest.mark.parametrize("after", [0, 1])
