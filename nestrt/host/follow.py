@@ -108,6 +108,7 @@ class Follower:
     def step(self, timeout: float | None) -> list[Event]:
         """Wait *timeout* s at the most (None: for ever) for anything; the events since the last time. Returns early
         where a descriptor that somebody else has registered with ``epoll`` is ready."""
+        self._plan_look()
         ready = {descriptor for descriptor, _ in self.epoll.poll(self._wait(timeout), 64)}
         if self.tree.inotify in ready:
             self._notifications()
@@ -115,9 +116,8 @@ class Follower:
             self.log.read(self.tree, self.files)
         self.oom.ready(ready)
         self.pressure.ready(ready)
+        self._plan_look()
         now = time.monotonic()
-        if self._pending() and not self._look_at:
-            self._look_at = max(now + SETTLE, self._looked + PAUSE)
         if self._look_at and now >= self._look_at:
             self._look(now)
         if now >= self._ticked + SECOND:
@@ -126,8 +126,10 @@ class Follower:
         self.events.clear()
         return found
 
-    def _pending(self) -> bool:
-        return bool(self.files.dirty or self.oom.starved)
+    def _plan_look(self) -> None:
+        """Look soon, where there is something to look at: also at what the last look, or the last second, has left."""
+        if not self._look_at and (self.files.dirty or self.oom.starved):
+            self._look_at = max(time.monotonic() + SETTLE, self._looked + PAUSE)
 
     def _wait(self, timeout: float | None) -> float | None:
         now = time.monotonic()

@@ -234,6 +234,31 @@ def await_(follower: Follower, condition: Callable[[list[tuple[str, str]]], bool
         told += [(event.kind, event.path) for event in follower.step(0.5)]
 
 
+# Pure v2: nothing is read in turn there, so nothing else makes it look at a counter that was left alone for a second.
+@pytest.mark.slow_on_vm
+def test_what_is_left_for_later_is_looked_at_though_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = f"/nestrt-evlater-{os.getpid()}"
+    tree = tuple(one for one in read_hierarchies() if one.version == 2)
+    require("v2", "" if tree else "no v2 tree")
+    with nest(1, 1, parent=parent, nested=False):
+        follower = Follower(tree, USUAL, wanted=lambda guest: guest.path.startswith(parent))
+        while follower.step(1.2) or follower._wait(None) is not None:
+            pass
+        files, wait = follower.files, follower._wait
+
+        def waits(timeout: float | None) -> float | None:
+            seconds = wait(timeout)
+            assert seconds is not None or not files.dirty, "it would wait for ever"
+            return seconds
+
+        monkeypatch.setattr(follower, "_wait", waits)
+        key = next((*place, "cgroup.events") for place in follower.tree.places if place[1] == f"{parent}/g0000")
+        files.later[key] = None
+        while files.later or files.dirty:
+            follower.step(None)
+        follower.close()
+
+
 # A claim in one hierarchy of v1 alone, again and again: it goes as it came, and what is kept does not grow.
 @pytest.mark.v1
 def test_a_guest_of_a_guest_in_one_hierarchy_alone() -> None:
