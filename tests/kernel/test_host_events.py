@@ -153,7 +153,8 @@ def test_each_thing_is_seen_once(
         assert (kill["name"], kill["group"], kill["count"]) == (name, group, 1)
         assert (kill["task"], kill["binds"], kill["source"]) == ("dd", path, "kernel")
         assert kill["pid"] > 0
-        assert seen("oom", path)["key"] == "memory.max"
+        # The kernel may come to it more than once before the process has gone: mm/memcontrol.c, mem_cgroup_oom().
+        assert {e["key"] for e in told if (e["kind"], e["path"]) == ("oom", path)} == {"memory.max"}
         hits = [event for event in told if (event["kind"], event["path"]) == ("limit", path)]
         assert {event["key"] for event in hits} == {"memory.max"}
         assert sum(event["count"] for event in hits) == hits[-1]["total"]
