@@ -5,6 +5,7 @@ TRY runs in the guest, as its first process, and gives every way with what came 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -16,6 +17,7 @@ from support.runner import wait_for
 
 # Each hierarchy's directory in the guest has the group "web" and in it "in", made before the lock.
 PREPARE = """
+import contextlib
 import os
 found = sorted({line.split()[4] for line in open("/proc/self/mountinfo")
                 if line.split(" - ")[1].split()[0] in ("cgroup", "cgroup2") and os.path.isdir(line.split()[4])})
@@ -179,13 +181,17 @@ def tries(guest: BrokerGuest, places: list[str]) -> dict[str, str]:
 
 
 def listing(name: str) -> dict[str, tuple[int, int, int]]:
-    """Owner, group and mode bits of every directory and file of the guest's groups, in all hierarchies."""
+    """Owner, group and mode bits of every directory and file of the guest's groups, in all hierarchies.
+
+    What a guest removes meanwhile is passed over, as os.walk does.
+    """
     found = {}
     for top in groups(limit_group(name)):
         for directory, _, files in os.walk(top):
             for path in (directory, *(os.path.join(directory, file) for file in files)):
-                status = os.lstat(path)
-                found[path] = (status.st_uid, status.st_gid, status.st_mode)
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.lstat(path)
+                    found[path] = (status.st_uid, status.st_gid, status.st_mode)
     return found
 
 
