@@ -274,7 +274,10 @@ def _stop_waiting(view: View, group: str, place: str, version: int) -> None:
     """v1: have tasks that wait for memory try once more, and run into the freezer then."""
     state = freezer.V1_STATE if version == 1 else freezer.V2_STATE
     client.write(f"{place}/{state}", "FROZEN" if version == 1 else "1")
-    time.sleep(5 * STEP)  # those that run, run into it
+    # Those that run, run into it. One that is still on its way there, and needs memory while the killer is back, has it
+    # kill.
+    time.sleep(STEP)
+    _until(lambda: not freezer.goes_on(place), STOP_PATIENCE)
     control = f"{memory(view, group).dir(group)}/{CONTROL}"
     client.write(control, "0")
     try:

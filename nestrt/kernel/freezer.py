@@ -58,6 +58,20 @@ def not_stopped(directory: str) -> list[int]:
     return found
 
 
+def goes_on(directory: str) -> bool:
+    """Whether a task of a group that was told to stop, or of one below, still runs: it goes on with what it is at,
+    such as a system call, until it comes to stop. proc_pid_stat(5): state R."""
+    for pid in cgroup.processes_below(directory):
+        try:
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/stat", "rb") as file:
+                    if file.read().rpartition(b") ")[2].startswith(b"R"):
+                        return True
+        except OSError:
+            continue  # it has ended
+    return False
+
+
 def thaw(directory: str, version: int) -> None:
     """Let the processes of the group go on, where no group above is frozen and none below is by itself. OSError."""
     cgroup.write(f"{directory}/{V1_STATE if version == 1 else V2_STATE}", "THAWED" if version == 1 else "0")

@@ -28,6 +28,7 @@ from nestrt.broker.reaction_text import MIB
 from nestrt.broker.reactions import ATTRIBUTES
 from nestrt.broker.refusal import Refusal
 from nestrt.broker.served import Served
+from nestrt.guest import client
 from nestrt.guest.client import GuestError
 from support.byhand import remove_groups
 from support.hostside import group_file, groups, has_v1, read, v2_hierarchy
@@ -46,6 +47,7 @@ from support.watching import (
     running,
     said,
     subscribed,
+    until,
 )
 
 TELLS = ("reaction", "oom", "oom_kill", "lost")
@@ -148,9 +150,7 @@ def test_raise_ends_at_most_and_leaves_the_rest_to_the_kernel() -> None:
                 # There is nothing left to wait for, until it is given less again.
                 assert not held(web)
                 group_file("memory", web, "memory.limit_in_bytes", "memory.max").write_text("16M")
-                with trio.fail_after(5 * SLOW):
-                    while not held(web):
-                        await trio.sleep(0.05)
+                await until(lambda: held(web), "it to be held again")
 
     run(main)
 
@@ -197,14 +197,49 @@ def test_freeze_stops_it_and_it_can_go_on() -> None:
                 await react(broker, guest, action="freeze")
                 with hog(web, 40) as process, running(web, "sleep", "1000"):
                     await stream.wait("reaction", "/web", text="freeze")
-                    assert frozen(web)
+                    assert frozen(web), stream.events
                     await trio.sleep(0.5)
-                    assert process.poll() is None
-                    assert len(stream.all("reaction")) == 1
+                    assert process.poll() is None, stream.events
+                    assert len(stream.all("reaction")) == 1, stream.events
                     give(web, "64M")
                     thaw(web)
                     assert await said(process, 20) == b"done\n"
                 assert not stream.all("oom_kill")
+
+    run(main)
+
+
+#   /web          a process waits for memory; another runs, and gets a millisecond of CPU time in a second
+# To stop the first one, the kernel's killer comes back for a moment: not before the other one has stopped, too.
+@pytest.mark.v1
+def test_the_killer_is_not_back_while_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        with guest_by_hand("runs", "256M") as guest:
+            web, slow = make(guest, "/web", "16M"), make(guest, "/slow")
+            for file, value in (("cpu.cfs_period_us", "1000000"), ("cpu.cfs_quota_us", "1000")):
+                group_file("cpu", slow, file, "x").write_text(value)
+            states: list[str] = []
+
+            def watched(path: str, text: str) -> None:
+                if path.endswith(acts.CONTROL) and text == "0":
+                    states.append(Path(f"/proc/{busy.pid}/stat").read_text().rpartition(")")[2].split()[0])
+                write(path, text)
+
+            async with eye() as broker, subscribed(broker, guest, kinds=TELLS) as stream:
+                await react(broker, guest, action="freeze")
+                with running(web, *PYTHON, BUSY) as busy:
+                    group_file("cpu", slow, "cgroup.procs", "x").write_text(str(busy.pid))
+                    stat = group_file("cpu", slow, "cpu.stat", "x")
+                    await until(lambda: "nr_throttled 0" not in stat.read_text(), "it to be throttled")
+                    write = client.write
+                    with monkeypatch.context() as patch:
+                        patch.setattr(client, "write", watched)
+                        with hog(web, 40) as process:
+                            await stream.wait("reaction", "/web", text="freeze: ")
+                            assert frozen(web)
+                            assert process.poll() is None
+                assert states
+                assert "R" not in states
 
     run(main)
 
@@ -331,7 +366,7 @@ def test_what_has_memory_again_is_left_alone() -> None:
         with guest_by_hand("well", "256M") as guest:
             web = make(guest, "/web", "16M")
             async with eye() as broker, subscribed(broker, guest, kinds=TELLS) as stream:
-                await react(broker, guest, action="tell", seconds=1.5, fallback="kill")
+                await react(broker, guest, action="tell", seconds=5, fallback="kill")
                 with hog(web, 24) as process:
                     await stream.wait("reaction", "/web", text="answer")
                     give(web, "64M")
@@ -397,7 +432,7 @@ def test_a_group_that_is_made_again_has_no_reaction() -> None:
                 remove_groups(web)
                 make(guest, "/web", "16M")
                 await stream.wait("removed", "/web")
-                with trio.fail_after(5 * SLOW):
+                with trio.fail_after(10 * SLOW):
                     while await listed(broker, guest):
                         await trio.sleep(0.02)
                 assert not held(web)
@@ -443,7 +478,7 @@ def test_a_group_that_is_renamed_is_let_go_of() -> None:
                 assert held(web)
                 place = group_file("memory", web, "", "")
                 place.rename(place.parent / "other")
-                with trio.fail_after(5):
+                with trio.fail_after(10 * SLOW):
                     while await listed(broker, guest):
                         await trio.sleep(0.02)
                 assert "oom_kill_disable 0" in (place.parent / "other/memory.oom_control").read_text()
@@ -612,9 +647,7 @@ def test_a_guard_that_was_killed_is_replaced() -> None:
                 assert guard.process
                 first = guard.process.pid
                 os.kill(first, signal.SIGKILL)
-                with trio.fail_after(5 * SLOW):
-                    while guard.process is None or guard.process.pid == first:
-                        await trio.sleep(0.05)
+                await until(lambda: guard.process and guard.process.pid != first, "another guard", 15)
                 assert held(web)
             assert not held(web)
 
@@ -813,9 +846,9 @@ def test_looking_for_them_is_cheap() -> None:
             for number in range(300):
                 Path(guest.primary.path(f"{guest.limit}/guest/g{number}")).mkdir()
             async with eye() as broker:
-                began = time.monotonic()
+                began = time.process_time()
                 await reactions.restore(broker, guest)  # type: ignore[arg-type]
-                assert time.monotonic() - began < 1.0
+                assert time.process_time() - began < 1.0
                 assert not broker.watcher.guests
 
     run(main)
