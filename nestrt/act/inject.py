@@ -1,13 +1,14 @@
 """Put a socket or a device node of this level into a guest that runs, by a bind mount in the guest's mount namespace.
 
     this process                              a helper, alone in the guest's mount (and user) namespace
-    open_tree: a detached copy of the node -> join the namespaces of the guest's first process
+    open_tree: a detached copy of the node -> say so: from here on it is the guest that it may wait for
+                                              join the namespaces of the guest's first process
                                               take the guest's root for its own ids
                                               make what is missing of the mount point, and mount there
 
 The helper sees nothing but the guest's own files, and goes nowhere by a symbolic link. It is in no pid namespace of
 the guest's, so that the guest cannot see or trace it, and it is killed where the guest's files do not answer, and
-with this process.
+with this process. On a busy machine it takes its time to start: that is no fault of the guest's.
 
 Sources: setns(2) (a pidfd: Linux 5.8), open_tree(2), move_mount(2), openat2(2).
 """
@@ -15,6 +16,7 @@ Sources: setns(2) (a pidfd: Linux 5.8), open_tree(2), move_mount(2), openat2(2).
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sys
 
@@ -28,8 +30,9 @@ else:
     import _signal  # signal.py imports enum
 
 PATIENCE, KILL_PATIENCE = 10.0, 1.0  # seconds
-# Descriptors of the helper.
-PIDFD, TREE, ROOT = 10, 11, 12
+START_PATIENCE = 120.0  # until it has begun
+# Descriptors of the helper; it has begun when BEGUN is closed.
+PIDFD, TREE, ROOT, BEGUN = 10, 11, 12, 13
 PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from nestrt.act.inject import main; main(sys.argv[2:])"
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
@@ -88,16 +91,28 @@ def _put(pid: int, start: int, source: str, target: str, kind: str) -> None:
 def _helper(process: int, tree: int, root: int, words: list[str]) -> int:
     """The errno with which the helper failed, 0 where it did not, -1 where it had to be killed."""
     # No copy of this process, which may have threads and much memory, goes into a guest: a new program.
+    begun, begins = os.pipe()
+    # Above the helper's own: none is overwritten before it has been copied.
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, BEGUN + 1) for fd in (process, tree, root, begins)]
+    os.close(begins)
     places: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
-        (os.POSIX_SPAWN_DUP2, fd, to) for fd, to in ((process, PIDFD), (tree, TREE), (root, ROOT))
+        (os.POSIX_SPAWN_DUP2, fd, to) for fd, to in zip(high, (PIDFD, TREE, ROOT, BEGUN), strict=True)
     ]
     # Whoever reads what we write does not wait for a helper that cannot be killed.
     places += [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
     argv = [sys.executable, "-I", "-S", "-c", PROGRAM, PACKAGE, *words]
-    child = os.posix_spawn(sys.executable, argv, {}, file_actions=places, setsigmask=[])
+    try:
+        child = os.posix_spawn(sys.executable, argv, {}, file_actions=places, setsigmask=[])
+    except BaseException:
+        os.close(begun)
+        raise
+    finally:
+        for fd in high:
+            os.close(fd)
     watch = os.pidfd_open(child)
     try:
         _reap()
+        pidfd.wait(begun, START_PATIENCE)
         if not pidfd.wait(watch, PATIENCE):
             os.kill(child, _signal.SIGKILL)
             # Who waits for a file of FUSE's that never answers cannot even be killed (fs/fuse/dev.c,
@@ -111,6 +126,7 @@ def _helper(process: int, tree: int, root: int, words: list[str]) -> int:
         return status if status >= 0 else errno.EINTR
     finally:
         os.close(watch)
+        os.close(begun)
 
 
 def _reap() -> None:
@@ -131,6 +147,7 @@ def main(words: list[str]) -> None:
     try:
         mode, parent, kind, target = words
         os.umask(0o022)
+        os.close(BEGUN)
         namespaces.setns(PIDFD, namespaces.CLONE_NEWNS | (namespaces.CLONE_NEWUSER if mode == "userns" else 0))
         if mode == "userns":
             try:

@@ -10,12 +10,15 @@ import json
 import os
 import socket as sockets
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nestrt.broker.refusal import Refusal
 from nestrt.broker.wire import LONGEST_REPLY
 from nestrt.kernel import caps
 from nestrt.plan.broker import GUEST_SOCKET, HOST_SOCKET
+
+if TYPE_CHECKING:
+    from nestrt.broker.served import Served
 
 PATIENCE = 30.0  # seconds, for the whole reply
 INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO in include/linux/proc_ns.h
@@ -64,6 +67,22 @@ def ask(method: str, parameters: dict[str, Any], socket: str | None = None) -> d
         str(values.get("remedy") or ""),
         code if isinstance(code, int) else 0,
     )
+
+
+def ask_for(guest: Served, method: str, group: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Have the broker of the level above do it for *group*, this level's name of a group of *guest*; its words become
+    that guest's. Raises as ask()."""
+    try:
+        return ask(method, {"group": group, **parameters})
+    except Refusal as refusal:
+        message, remedy = (_own_names(guest, text) for text in (refusal.message, refusal.remedy))
+        raise Refusal(refusal.name, message, remedy, refusal.errno) from None
+
+
+def _own_names(guest: Served, text: str) -> str:
+    for theirs, ours in ((f"{guest.root}/", "/"), (guest.root, "/"), (guest.limit, "of the guest itself")):
+        text = text.replace(theirs, ours)
+    return text
 
 
 def _exchange(socket: str, frame: bytes) -> bytes:

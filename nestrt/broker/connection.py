@@ -141,9 +141,10 @@ class Connection:
         assert guest is not None
         if guest.process < 0:
             self.broker.begin(guest)
-        options = self.broker.options
         uid = credentials(self.socket)[1]
         self.peer = peer_of(self.socket, guest.ids)
+        options = guest.quota.options  # known with the mark, as guest.ids are
+        self.decoder.longest = options.message_bytes
         mine = guest.by_user.get(uid, 0)
         others = guest.connections - guest.by_user.get(guest.root_uid, 0)
         full = guest.connections >= options.connections
@@ -252,7 +253,7 @@ class Connection:
         guest = self.guest
         assert guest is not None
         guest.requests += 1
-        if delay := guest.bucket.take(1 + size // REQUEST_BYTES):
+        if delay := guest.quota.bucket.take(1 + size // REQUEST_BYTES):
             await trio.sleep(delay)
 
     def request(self, method: str, parameters: dict[str, Any], call: wire.Call) -> Request:

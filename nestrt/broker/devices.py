@@ -97,7 +97,7 @@ def _look(request: Request, tree: Tree) -> dict[str, Any]:
     group = guest.group(tree, request["group"], "read the devices of")
     _found(tree, group, "read the devices of")
     if above.needed():
-        return _ask(guest, guest.root + group.rstrip("/"), {})
+        return above.ask_for(guest, METHOD, guest.root + group.rstrip("/"), {})
     state = _store(guest, tree).state(group)
     if state.lost:
         request.note(group, "devices", _as_text(state.given or ()), "their program is not attached any more")
@@ -105,21 +105,6 @@ def _look(request: Request, tree: Tree) -> dict[str, Any]:
 
 
 # Changing
-
-
-def _ask(guest: Served, group: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Have the broker of the level above do it for *group*, its own name for it; its words become this guest's."""
-    try:
-        return above.ask(METHOD, {"group": group, **parameters})
-    except Refusal as refusal:
-        message, remedy = (_own_names(guest, text) for text in (refusal.message, refusal.remedy))
-        raise Refusal(refusal.name, message, remedy, refusal.errno) from None
-
-
-def _own_names(guest: Served, text: str) -> str:
-    for theirs, ours in ((f"{guest.root}/", "/"), (guest.root, "/"), (guest.limit, "of the guest itself")):
-        text = text.replace(theirs, ours)
-    return text
 
 
 def _may(guest: Served, tree: Tree, group: str, operation: str) -> None:
@@ -190,7 +175,7 @@ def set_rules(guest: Served, tree: Tree, group: str, texts: list[str]) -> None:
         raise _locked(guest)
     _may(guest, tree, group, operation)
     if above.needed():
-        _ask(guest, guest.root + group, {"only": texts})
+        above.ask_for(guest, METHOD, guest.root + group, {"only": texts})
     else:
         _set(_store(guest, tree), group, plan.plain(parse_rules(texts)), (), ())
 
@@ -215,7 +200,7 @@ def _change(request: Request, tree: Tree) -> dict[str, Any]:
     allow, deny = (plan.plain(parse_rules(given.get(key, ()))) for key in ("allow", "deny"))
     if above.needed():
         request.note(group, "devices", None, given)
-        found = _ask(guest, guest.root + group, given)
+        found = above.ask_for(guest, METHOD, guest.root + group, given)
     else:
         store = _store(guest, tree)
         if inherit:
@@ -268,7 +253,7 @@ def set_guest_rules(guest: Served, rules: Rules, note: Note = lambda *_: None) -
     before: Rules | None = None
     try:
         if above.needed():
-            _ask(guest, guest.limit, {"only": [format_rule(rule) for rule in rules]})
+            above.ask_for(guest, METHOD, guest.limit, {"only": [format_rule(rule) for rule in rules]})
         else:
             before = put_rules(owner(guest), chosen(guest.hierarchies), rules)
     except OSError as error:

@@ -55,7 +55,7 @@ def used_groups(tree: Tree) -> int:
 async def info(request: Request) -> dict[str, Any]:
     """Who the guest is, who asks, what there is and what may be divided."""
     guest, peer = request.guest, request.peer
-    mark, options = guest.known, request.broker.options
+    mark = guest.known
     view = guest.now(lambda tree: tree.view)
     own = client.membership(str(peer.pid)) if peer.pid > 0 else {}
     found = [client.below(own[h.options], guest.root) for h in view.hierarchies if h.options in own]
@@ -79,10 +79,8 @@ async def info(request: Request) -> dict[str, Any]:
             "groups": max(mark.max_groups, 0),
             "groups_used": used,
             "depth": max(mark.max_depth, 0),
-            "requests_per_second": options.requests,
-            "connections": options.connections,
             "connections_used": guest.connections,
-            "message_bytes": options.message_bytes,
+            **guest.quota.told,
         },
     }
 

@@ -161,6 +161,9 @@ HOST = (
 # What the host's root asks.
 interface io.nestrt.Host
 
+# What one guest may ask: the broker's options, or what the guest's policy says instead.
+type Quota (requests_per_second: int, connections: int, message_bytes: int)
+
 # rules: lines of the guest's own, host_rules: of the host's for it.
 type Guest (
   name: string,
@@ -171,6 +174,7 @@ type Guest (
   connections: int,
   requests: int,
   refused: int,
+  quota: Quota,
   rules: int,
   host_rules: int,
   reactions: int

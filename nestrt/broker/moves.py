@@ -8,14 +8,19 @@ first stays there.
 The write names the process by its number, there is no other way. Between the last look and the write it can end and its
 number go to another, of the host's or of another guest's. A pidfd tells that afterwards; then what was moved by mistake
 is put back where its parent is, where it was a moment before, when it was born.
+
+What the kernel does not let a broker in a user namespace do on v1, the one of the level above does for it, if there is
+one and it may: it looks at the same numbers and groups as at those of its own guest.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from functools import partial
 from typing import Any, NoReturn
 
+from nestrt.broker import above
 from nestrt.broker.peer import Peer
 from nestrt.broker.refusal import Refusal, from_error
 from nestrt.broker.request import Method, Request
@@ -25,6 +30,7 @@ from nestrt.guest import client
 from nestrt.guest.client import GuestError, Hierarchy
 from nestrt.kernel import cgroup, pidfd
 
+METHOD = "io.nestrt.Guest.Attach"
 # Processes moved before others of the guest, who wait for the same lock, have their turn.
 TURN = 32
 # Seconds. v1 shows a process on its way out in "/" already, where it looks like a stranger's.
@@ -135,7 +141,15 @@ def move(
                 raise Refusal("Refused", f"cannot {operation}: {reason}", "move that one back")
             raise gone
 
-    client.move(pid, to, old, operation, sure)
+    try:
+        client.move(pid, to, old, operation, sure)
+    except GuestError as error:
+        # v1 lets nobody but root of the initial user namespace move other users' processes (cgroup-v1.c,
+        # __cgroup1_procs_write()).
+        if error.code != errno.EACCES or not above.needed():
+            raise
+        above.ask_for(guest, METHOD, guest.root + to.rstrip("/"), {"pids": [pid]})
+        sure([*old])
     return {hierarchy.options: group for hierarchy, group in old.items()}
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING, Any
 
-from nestrt.record import record
+from nestrt.level.policy import QUOTAS
+from nestrt.record import record, replace
+
+if TYPE_CHECKING:
+    from nestrt.host.marks import Mark
 
 
 @record
@@ -34,6 +39,29 @@ class Options:
         return max(self.connections * 3 // 4, 1)
 
 
+# What a policy calls a quota, and the option of the broker that it is about.
+OPTIONS = {"requests": "requests", "connections": "connections", "message": "message_bytes"}
+
+
+def of_guest(flags: Options, mark: Mark) -> Options:
+    """*flags*, with what the policy of the guest with that *mark* says instead of them (plan.groups.quota()).
+
+    Only the launching level writes marks; still, what no policy can say counts as if it was not there.
+    """
+
+    def said(values: dict[str, Any] | None, key: str) -> int | None:
+        value = (values or {}).get(key)
+        low, high = QUOTAS[f"broker_{key}"]
+        return value if type(value) is int and low <= value <= high else None
+
+    found = {}
+    for key, option in OPTIONS.items():
+        instead, most, flag = said(mark.quota, key), said(mark.quota_most, key), getattr(flags, option)
+        value = flag if instead is None else instead
+        found[option] = value if most is None else min(value, most)
+    return replace(flags, **found)
+
+
 class Bucket:
     """Requests in hand; each takes one, a long one more, and whoever finds none waits for the next."""
 
@@ -50,3 +78,26 @@ class Bucket:
         self.at = now
         self.filled -= number
         return 0.0 if self.filled >= 0 else -self.filled / self.rate
+
+
+class Quota:
+    """What one guest may ask and has asked: by the broker's *flags*, until learn() has told what its policy says."""
+
+    def __init__(self, flags: Options) -> None:
+        self.flags = self.options = flags
+        self.bucket = Bucket(flags.requests, flags.burst)
+
+    def learn(self, mark: Mark) -> None:
+        """Follow the *mark*. Requests that wait do so for as long as they were told."""
+        self.options = of_guest(self.flags, mark)
+        self.bucket.rate, self.bucket.burst = self.options.requests, float(self.options.burst)
+
+    @property
+    def told(self) -> dict[str, int]:
+        """As both interfaces have it."""
+        one = self.options
+        return {
+            "requests_per_second": one.requests,
+            "connections": one.connections,
+            "message_bytes": one.message_bytes,
+        }

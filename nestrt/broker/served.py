@@ -19,7 +19,7 @@ import trio
 
 from nestrt.broker import peer as ids
 from nestrt.broker.peer import IdMap, Peer
-from nestrt.broker.quota import Bucket
+from nestrt.broker.quota import Options, Quota
 from nestrt.broker.refusal import Refusal, not_permitted
 from nestrt.controllers.table import by_name
 from nestrt.guest import client
@@ -116,7 +116,7 @@ class Served:
         self.accepting = trio.CancelScope()
         self.process = -1  # a pidfd of the first process
         self.announced = time.monotonic()
-        self.bucket = Bucket(1000, 250)
+        self.quota = Quota(Options())
         self.by_user: dict[int, int] = {}  # connections
         self.turns: dict[int, trio.Lock] = {}  # of users, held while a call of one is carried out
         self.unread: dict[bool, int] = {}  # bytes of replies under way, to root (True) and to others
@@ -142,6 +142,8 @@ class Served:
     def learn(self) -> bool:
         """Read the mark, if it is there by now; whether it is."""
         self.mark = self._read_mark()
+        if self.mark is not None:
+            self.quota.learn(self.mark)
         return self.mark is not None
 
     def _is_another(self) -> bool:

@@ -31,7 +31,7 @@ from nestrt.act import inject
 from nestrt.broker import sockets
 from nestrt.broker.audit import Audit
 from nestrt.broker.connection import Connection
-from nestrt.broker.quota import Bucket, Options
+from nestrt.broker.quota import Options, Quota
 from nestrt.broker.reactions import forget_guest as forget_reactions
 from nestrt.broker.reactions import restore as restore_reactions
 from nestrt.broker.refusal import Refusal
@@ -94,7 +94,7 @@ class Broker:
             self.end(old)
         guest = Served(name, limit, self.hierarchies, self.primary)
         guest.directory = socket_directory(name, limit)
-        guest.bucket = Bucket(self.options.requests, self.options.burst)
+        guest.quota = Quota(self.options)
         kept = self.kept.pop(os.path.basename(guest.directory), [])
         guest.listener = kept[0] if kept else sockets.listen(guest.directory, 0o666)
         if not kept:
@@ -164,15 +164,30 @@ class Broker:
             except OSError as error:
                 say(f"guest {found.mark.name}: cannot listen for it: {error.strerror}")
                 continue
-            if not self.begin(guest):
-                continue
-            if not guest.kept:
-                self.nursery.start_soon(self.put_socket, guest)
-            await self._restore(guest)
+            if self.begin(guest):
+                await self._take_over(guest)
+            else:
+                self.nursery.start_soon(self._take_over_later, guest)
         served = {guest.directory for guest in self.guests.values()}
         for directory in sockets.directories() if not self.only else ():
             if directory not in served and not sockets.is_held(directory):
-                sockets.forget(directory)
+                try:
+                    sockets.forget(directory)
+                except OSError as error:  # whoever put it there can remove it
+                    say(f"cannot remove {directory}: {error.strerror}")
+
+    async def _take_over(self, guest: Served) -> None:
+        """What an earlier broker has done for a guest that runs."""
+        if not guest.kept:
+            self.nursery.start_soon(self.put_socket, guest)
+        await self._restore(guest)
+
+    async def _take_over_later(self, guest: Served) -> None:
+        """One that is being made may have an earlier broker's socket already: _expect() waits for it to run."""
+        while self.guests.get(guest.limit) is guest and guest.process < 0:
+            await trio.sleep(SOON)
+        if self.guests.get(guest.limit) is guest:
+            await self._take_over(guest)
 
     async def _restore(self, guest: Served) -> None:
         """What the guest has registered stands in its groups' marks."""

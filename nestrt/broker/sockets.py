@@ -113,7 +113,8 @@ def host_socket() -> socket.socket:
 def directories() -> list[str]:
     """The directories of all guests' sockets."""
     try:
-        return sorted(f"{SOCKETS}/{name}" for name in os.listdir(SOCKETS))
+        with os.scandir(SOCKETS) as entries:
+            return sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
     except FileNotFoundError:
         return []
 

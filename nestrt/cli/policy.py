@@ -10,7 +10,7 @@ import sys
 from nestrt.errors import InputError, KernelError, NestrtError, NotFound
 from nestrt.level.annotations import FIELDS
 from nestrt.level.binding import Bindings, Bundle, decide, engine_of
-from nestrt.level.bound import written
+from nestrt.level.bound import said
 from nestrt.level.limits import Limits
 from nestrt.level.policy import Policy
 from nestrt.level.rules import origins, problems
@@ -166,7 +166,7 @@ def _explain(options: argparse.Namespace) -> int:
     else:
         came = origins(annotations, decision)
         rows.append(("policy", decision.policy.source, ""))
-        rows += [(key, written(getattr(decision.policy, field)), came[key]) for key, field in FIELDS.items()]
+        rows += [(key, said(decision.policy, field), came[key]) for key, field in FIELDS.items()]
         limits = decision.policy.limits
         rows += [(key, _limit_text(limits, key[7:]), text) for key, text in came.items() if key.startswith("limits.")]
         if decision.base is not None and _user_part(decision.base):

@@ -58,8 +58,8 @@ class Mark:
     *attribute* is ``trusted.nestrt`` or ``user.nestrt``; *whole* is false for the short marks
     of the hierarchies that are not the primary one. *pid* and *start* (clock ticks since boot,
     proc_pid_stat(5) field 22) are as the launching level sees them; *created* is in seconds since 1970.
-    *ids* are (inside, outside, count) at the launching level. *view*, *limits*, *partition* and *net*
-    are as nestrt's mark format has them, cut down to plain bounded values. *root* is the name of the guest root.
+    *ids* are (inside, outside, count) at the launching level. *view*, *limits*, *partition*, *quota*, *quota_most* and
+    *net* are as nestrt's mark format has them, cut down to plain bounded values. *root* is the name of the guest root.
     *runtime* is "launch", "nestrt" (the OCI runtime) or "plugin" (another runtime's guest), *engine* what called it:
     "podman", "docker", "lxc"; "" where not known. *locked*: the guest may not change its tree.
     """
@@ -82,6 +82,8 @@ class Mark:
     limits: dict[str, Any] | None = None
     partition: dict[str, Any] | None = None
     broker: str = "none"
+    quota: dict[str, Any] | None = None
+    quota_most: dict[str, Any] | None = None
     max_groups: int = -1
     max_depth: int = -1
     net: dict[str, Any] | None = None
@@ -202,6 +204,8 @@ def parse(raw: bytes, attribute: str) -> Mark:
         limits=get.mapping("limits"),
         partition=get.mapping("partition"),
         broker=get.text("broker") or "none",
+        quota=get.mapping("quota"),
+        quota_most=get.mapping("quota_most"),
         max_groups=get.number("max_groups"),
         max_depth=get.number("max_depth"),
         net=get.mapping("net"),

@@ -13,7 +13,7 @@ from nestrt.level.devices import DEFAULT_RULES
 from nestrt.level.limits import Limits
 from nestrt.level.policy import Policy
 from nestrt.level.units import digits, shown
-from nestrt.level.values import TEXT_LIMIT, Getter, suggestion
+from nestrt.level.values import TEXT_LIMIT, Getter, size_within, suggestion
 from nestrt.record import replace
 
 TYPE_CHECKING = False
@@ -29,6 +29,9 @@ FIELDS = {
     "nestrt.level.override": "override",
     "nestrt.level.strict": "strict",
     "nestrt.level.broker": "broker",
+    "nestrt.broker.requests": "broker_requests",
+    "nestrt.broker.connections": "broker_connections",
+    "nestrt.broker.message": "broker_message",
     "nestrt.view.mount": "mount",
     "nestrt.view.controllers": "controllers",
     "nestrt.view.start_in": "start_in",
@@ -42,7 +45,14 @@ FIELDS = {
     "nestrt.partition.max_depth": "max_depth",
 }
 KNOWN = (POLICY, *FIELDS)
-INTEGERS = {"max_level": (1, names.LEVEL_LIMIT), "max_groups": (2, 1_000_000), "max_depth": (2, 1000)}
+INTEGERS = {
+    "max_level": (1, names.LEVEL_LIMIT),
+    "broker_requests": names.QUOTAS["broker_requests"],
+    "broker_connections": names.QUOTAS["broker_connections"],
+    "max_groups": (2, 1_000_000),
+    "max_depth": (2, 1000),
+}
+PARSED = ("controllers", "broker_message")
 CHOICES = {"broker": names.BROKERS, "mount": names.MOUNTS, "start_in": names.STARTS, "cpus": names.CPU_NUMBERS}
 BOOLEANS = {"true": True, "false": False}
 PROFILES = ("default", "nested", "strict", "systemd-guest")
@@ -151,6 +161,8 @@ def read_annotations(mine: Mapping[str, str], errors: list[InputError] | None = 
             fields[field] = get.parsed(key, "", lambda value: policy_name(str(value)))
         elif field in INTEGERS:
             fields[field] = get.integer(key, 0, *INTEGERS[field])
+        elif field == "broker_message":
+            fields[field] = get.parsed(key, 0, lambda value: size_within(value, *names.QUOTAS["broker_message"]))
         elif field == "controllers":
             fields[field] = get.parsed(key, None, _controllers)
         elif field in CHOICES:
@@ -173,7 +185,7 @@ def _plain(field: str, text: str) -> object:
         if number is None:
             return InputError("read", shown(text), "not a number", f"write a number from {low} to {high}")
         return number
-    if field and field not in CHOICES and field != "controllers":
+    if field and field not in CHOICES and field not in PARSED:
         if text not in BOOLEANS:
             return InputError("read", shown(text), "neither true nor false", 'write "true" or "false"')
         return BOOLEANS[text]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from nestrt.errors import HostError, InputError
 from nestrt.level.annotations import FIELDS, POLICY, PROFILES, from_annotations, own, profile
-from nestrt.level.bound import BOUNDED, DEFAULT_BOUND, FREE, clamp, excesses, smaller
+from nestrt.level.bound import BOUNDED, DEFAULT_BOUND, FREE, clamp, excesses, quotas, smaller
 from nestrt.level.limits import Limits
 from nestrt.level.policy import Policy
 from nestrt.level.units import clean, shown
@@ -243,6 +243,7 @@ def decide(annotations: Iterable[tuple[str, str]], bindings: Bindings, bundle: B
     if base is not None and base.virtualize:
         limits = smaller(limits, base.limits)
     values = {field: getattr(policy, field) for field in (*BOUNDED, *FREE)}  # and nothing of [user]
+    values.update(quotas(policy, base, bound))
     return Decision(Policy(**values, limits=limits, source=policy.source), number, base, bound)
 
 

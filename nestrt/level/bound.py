@@ -3,7 +3,8 @@
 More is, field by field: a deeper max_level; override; not to be strict; a broker; a mount that is rw before ro
 before none; more controllers; more to divide; more groups, and deeper ones. What a
 guest starts in and how it counts CPUs is nobody's loss: free. Limits are not compared
-but met: of two, the smaller holds, as between a group and its parent.
+but met: of two, the smaller holds, as between a group and its parent. Quotas of the broker are compared
+where the bound has them; where it has none, the broker's own are the bound, which only the broker knows.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 from nestrt.errors import InputError
 from nestrt.level.devices import DeviceRule, intersect
 from nestrt.level.limits import IO_KEYS, IoLimit, Limits
-from nestrt.level.policy import Policy
-from nestrt.level.units import MAX, format_cpus
+from nestrt.level.policy import QUOTAS, Policy
+from nestrt.level.units import MAX, format_cpus, format_size
 from nestrt.record import record, replace
 
 TYPE_CHECKING = False
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 NUMBERS = ("max_level", "max_groups", "max_depth")
 SWITCHES = ("override", "divide_cpu", "divide_memory", "divide_pids", "divide_io", "divide_devices")
 MOUNT_ORDER = ("none", "ro", "rw")
-BOUNDED = (*NUMBERS, *SWITCHES, "strict", "broker", "mount", "controllers")
+BOUNDED = (*NUMBERS, *SWITCHES, "strict", "broker", *QUOTAS, "mount", "controllers")
 FREE = ("start_in", "cpus")
 # Holds where the host says nothing: every built-in policy is within it, and override is not.
 DEFAULT_BOUND = Policy(broker="required", max_groups=4000, max_depth=20, source="built in")
@@ -48,11 +49,22 @@ def written(value: object) -> str:
     return str(value)
 
 
+def said(policy: Policy, field: str) -> str:
+    """written() of a field of *policy*; of a quota also whether it holds only where the broker's own is not less."""
+    value = getattr(policy, field)
+    if field not in QUOTAS:
+        return written(value)
+    if value is None:
+        return "the broker's"
+    text = format_size(value) if field == "broker_message" else str(value)
+    return f"at most {text}" if field in policy.broker_most else text
+
+
 def excesses(policy: Policy, bound: Policy) -> tuple[Excess, ...]:
     """Where *policy* is more than *bound*; () where it is not. Limits and free choices never are."""
     least = clamp(policy, bound)
     return tuple(
-        Excess(field, written(getattr(policy, field)), written(getattr(bound, field)))
+        Excess(field, said(policy, field), said(bound, field))
         for field in BOUNDED
         if getattr(policy, field) != getattr(least, field)
     )
@@ -65,11 +77,30 @@ def clamp(policy: Policy, bound: Policy) -> Policy:
     values["strict"] = policy.strict or bound.strict
     # Wanted or required is the bundle's own choice wherever it may have one.
     values["broker"] = "none" if bound.broker == "none" else policy.broker
+    for field in QUOTAS:
+        mine, most = getattr(policy, field), getattr(bound, field)
+        values[field] = mine if mine is None or most is None else min(mine, most)
     values["mount"] = min(policy.mount, bound.mount, key=MOUNT_ORDER.index)
     if bound.controllers is not None:
         asked = bound.controllers if policy.controllers is None else policy.controllers
         values["controllers"] = tuple(name for name in asked if name in bound.controllers)
     return replace(policy, **values)
+
+
+def quotas(policy: Policy, base: Policy | None, bound: Policy) -> dict[str, object]:
+    """The quotas of a *policy* that is within *bound*, with broker_most.
+
+    What the host itself gives, as much as its *bound* or its own policy *base* says, takes the place of the broker's.
+    What only somebody else says, and what the bound says of a quota that nobody asked for, can but lower it.
+    """
+    values: dict[str, object] = {}
+    most = []
+    for field in QUOTAS:
+        mine, allowed, given = (getattr(one, field, None) for one in (policy, bound, base))
+        values[field] = allowed if mine is None else mine
+        if mine is None or (allowed is None and (given is None or mine > given)):
+            most.append(field)
+    return {**values, "broker_most": tuple(field for field in most if values[field] is not None)}
 
 
 def least(one: int | None, other: int | None) -> int | None:

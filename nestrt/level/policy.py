@@ -11,6 +11,8 @@ STARTS = ("init", ".")
 CPU_NUMBERS = ("renumbered", "host")
 NAMESPACES = ("auto", "map", "none")
 BROKERS = ("none", "wanted", "required")
+# What a guest may ask of its broker, lowest and highest: requests a second, connections, bytes of one call.
+QUOTAS = {"broker_requests": (1, 1_000_000), "broker_connections": (1, 10_000), "broker_message": (1024, 1 << 22)}
 
 
 @record
@@ -22,8 +24,10 @@ class Policy:
     give more than its parent has; never more levels. *strict*: a guest of another
     runtime for which a law is found not to hold is stopped, not only reported. *broker*: whether the guest
     gets a socket of the level's broker: ``none``, ``wanted`` (where there is a broker), or ``required`` (else
-    it does not start). *controllers* are canonical
-    (v2) names, None being all that the kernel has. *start_in* is the first
+    it does not start). *broker_requests* (a second), *broker_connections* and *broker_message* (bytes of one call)
+    take the place of what the broker's options say for every guest; None leaves it to them. Those of them that are
+    named in *broker_most* hold only where they are less than the broker's: see bound.quotas(). *controllers* are
+    canonical (v2) names, None being all that the kernel has. *start_in* is the first
     process's group below the guest root, "." the root itself. *max_groups* and
     *max_depth* count from the limit group, as cgroup.max.descendants and
     cgroup.max.depth do: guest root and first group are 2 of both.
@@ -43,6 +47,10 @@ class Policy:
     override: bool = False
     strict: bool = False
     broker: str = "none"
+    broker_requests: int | None = None
+    broker_connections: int | None = None
+    broker_message: int | None = None
+    broker_most: tuple[str, ...] = ()
     mount: str = "rw"
     controllers: tuple[str, ...] | None = None
     start_in: str = "init"

@@ -27,13 +27,16 @@ def origins(annotations: Iterable[tuple[str, str]], decision: Decision) -> dict[
     mine = own(annotations)
     found = {}
     for key, field in FIELDS.items():
+        value = getattr(policy, field)
         if key in mine:
             found[key] = f"annotation {key}"
+        elif field in policy.broker_most and value == getattr(decision.bound, field):
+            found[key] = f"bound: {decision.bound.source}"
         elif POLICY in mine:
             found[key] = f"annotation {POLICY} = {mine[POLICY]}"
         elif base is not None:
             found[key] = f"rule {decision.rule}, policy {base.source}"
-        elif getattr(policy, field) != getattr(Policy(), field):
+        elif value != getattr(Policy(), field):
             found[key] = f"bound: {decision.bound.source}"
         else:
             found[key] = "default"

@@ -27,7 +27,7 @@ from nestrt.level.units import (
     parse_weight,
     shown,
 )
-from nestrt.level.values import Getter, integer_value, number_text, size_value, text_list, text_value
+from nestrt.level.values import Getter, integer_value, number_text, size_value, size_within, text_list, text_value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def from_mapping(mapping: dict[str, object], name: str, errors: list[InputError]
     """The policy in *mapping*, the tables of a policy file; mistakes go to *errors*."""
     get = Getter(mapping, f"policy {name}", "", errors)
     level, view, partition = get.table("level"), get.table("view"), get.table("partition")
+    broker, message = get.table("broker"), names.QUOTAS["broker_message"]
     user, limits = get.table("user"), get.table("limits")
     get.finish()
     usual = Policy()
@@ -72,6 +73,9 @@ def from_mapping(mapping: dict[str, object], name: str, errors: list[InputError]
         override=level.boolean("override", usual.override),
         strict=level.boolean("strict", usual.strict),
         broker=level.text("broker", usual.broker, names.BROKERS),
+        broker_requests=broker.integer("requests", None, *names.QUOTAS["broker_requests"]),
+        broker_connections=broker.integer("connections", None, *names.QUOTAS["broker_connections"]),
+        broker_message=broker.parsed("message", None, lambda value: size_within(value, *message)),
         mount=view.text("mount", usual.mount, names.MOUNTS),
         controllers=view.parsed("controllers", usual.controllers, _controllers),
         start_in=view.text("start_in", usual.start_in, names.STARTS),
@@ -93,7 +97,7 @@ def from_mapping(mapping: dict[str, object], name: str, errors: list[InputError]
         limits=_limits(limits),
         source=name,
     )
-    for section in (level, view, partition, user, limits):
+    for section in (level, broker, view, partition, user, limits):
         section.finish()
     for key, ids in (("uid_map", policy.uid_map), ("gid_map", policy.gid_map)):
         if policy.user_namespace == "map" and not ids and key not in user.mapping:

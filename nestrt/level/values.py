@@ -75,6 +75,14 @@ def size_value(value: object) -> int:
     return parse_size(value) if isinstance(value, str) else integer_value(value, -1, SIZE_LIMIT)
 
 
+def size_within(value: object, low: int, high: int) -> int:
+    """Bytes from *low* to *high*, from a whole number or from text like "64K". Raises InputError."""
+    size = parse_size(number_text(value))
+    if not low <= size <= high:
+        raise InputError("read", f"size {shown(value)}", "out of range", f"write {low} to {high} bytes")
+    return size
+
+
 def number_text(value: object) -> str:
     """A number or text as text, for the parsers of units. Raises InputError."""
     return str(value) if type(value) is float or type(value) is int and abs(value) < 2**64 else text_value(value)

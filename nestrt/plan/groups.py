@@ -8,6 +8,7 @@ from nestrt.errors import HostError
 from nestrt.level.check import max_level
 from nestrt.level.devices import DEFAULT_RULES, DeviceRule, format_rule, intersect, subset
 from nestrt.level.limits import Limits, over
+from nestrt.level.policy import QUOTAS
 from nestrt.level.units import MAX
 from nestrt.plan.facts import Facts, Hierarchy
 from nestrt.plan.host_steps import (
@@ -87,6 +88,20 @@ def partition(policy: Policy) -> dict[str, bool]:
     }
 
 
+def quota(policy: Policy) -> dict[str, dict[str, int]]:
+    """What a mark has of the guest's quotas: what the policy says, and nothing where it says nothing.
+
+    ``quota`` takes the place of what the broker's options say, ``quota_most`` can only lower it.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for field in QUOTAS:
+        value = getattr(policy, field)
+        if value is not None:
+            part = found.setdefault("quota_most" if field in policy.broker_most else "quota", {})
+            part[field.removeprefix("broker_")] = value
+    return found
+
+
 def mark(request: Request, facts: Facts, generation: str, identity: Identity, created: int) -> dict[str, object]:
     """The whole mark of a guest being made; the launcher adds its pid when it runs."""
     policy = request.policy
@@ -112,6 +127,7 @@ def mark(request: Request, facts: Facts, generation: str, identity: Identity, cr
         "limits": policy.limits.to_mark(),
         "partition": partition(policy),
         "broker": policy.broker,
+        **quota(policy),
         "max_groups": policy.max_groups,
         "max_depth": policy.max_depth,
         "net": {"mode": request.net},

@@ -310,5 +310,6 @@ def from_fields(fields: dict[str, Any]) -> Policy:
         values[name] = None if values[name] is None else tuple(values[name])
     for name in ("uid_map", "gid_map"):
         values[name] = tuple((inside, outside, count) for inside, outside, count in values[name])
+    values["broker_most"] = tuple(values.get("broker_most", ()))  # an older nestrt's record has none
     values["limits"] = from_mark(values["limits"])
     return Policy(**values)

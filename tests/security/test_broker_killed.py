@@ -13,16 +13,19 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.broker import PYTHON, Broker, BrokerGuest, Refused, running, start_guest
+from nestrt.act import inject
+from support.broker import PYTHON, Broker, BrokerGuest, Refused, limit_path, running, start_guest
 from support.broker_attack import starting
 from support.guests import MODES
-from support.hostside import groups, guest_root, has_v1, limit_group, read, v2_hierarchy
+from support.hostside import below, directories, groups, guest_root, has_v1, limit_group, mark, read, v2_hierarchy
 from support.need import SLOW, require
 from support.rootfs import CHECKOUT, PythonRoot
 from support.runner import Nestrt, wait_for
@@ -91,9 +94,10 @@ def kill_in(broker: Broker, call: str, number: int, action: Callable[[], Any]) -
     if process.poll() is None:
         tracer.terminate()
         tracer.wait()
-        return False
+        if answers(broker):  # else it has come to it after all
+            return False
     tracer.wait()
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait(20 * SLOW) == -signal.SIGKILL
     broker.process = None
     return True
 
@@ -149,12 +153,11 @@ def snapshot(name: str) -> dict[str, str]:
     files = ("memory.limit_in_bytes", "memory.max", "pids.max", "cpuset.cpus", "cpu.cfs_quota_us", "cpu.max",
              "devices.list", "cgroup.max.descendants", "cgroup.max.depth", "cgroup.freeze",
              "freezer.state")  # fmt: skip
-    for top in groups(limit_group(name)):
-        for path in [top, *(path for path in top.rglob("*") if path.is_dir())]:
-            found[str(path)] = str(path.stat().st_uid)
-            found |= {f"{path} {one}": os.getxattr(path, one).decode(errors="replace") for one in os.listxattr(path)}
-            texts = {str(path / file): (path / file).read_text() for file in files if (path / file).exists()}
-            found |= {file: "\n".join(sorted(text.splitlines())) for file, text in texts.items()}
+    for path in directories(limit_group(name)):
+        found[str(path)] = str(path.stat().st_uid)
+        found |= {f"{path} {one}": os.getxattr(path, one).decode(errors="replace") for one in os.listxattr(path)}
+        texts = {str(path / file): (path / file).read_text() for file in files if (path / file).exists()}
+        found |= {file: "\n".join(sorted(text.splitlines())) for file, text in texts.items()}
     return found
 
 
@@ -167,7 +170,7 @@ def number(text: str) -> int:
 def check_within(name: str) -> None:
     """No group of the guest has more than the one above it, for what the kernel does not see to by itself."""
     for top in groups(limit_group(name)):
-        for path in (path for path in top.rglob("*") if path.is_dir()):
+        for path in below(top)[1:]:
             for file in ("memory.limit_in_bytes", "memory.max", "pids.max"):
                 if (path / file).exists() and (path.parent / file).exists() and path.parent != top.parent:
                     own, above = number((path / file).read_text()), number((path.parent / file).read_text())
@@ -253,6 +256,7 @@ def test_set(start: Start, broker: Broker) -> None:
     assert kills >= (3 if SLOW == 1 else 1)
 
 
+@pytest.mark.slow_on_vm(False)
 def test_remove(start: Start, broker: Broker) -> None:
     """What is left is removed by asking again; whoever was to be killed is, sooner or later."""
     guest = start()
@@ -322,6 +326,24 @@ def check_limits(name: str, old: dict[str, str], new: dict[str, str]) -> None:
 
 def size(text: str) -> int:
     return int(text.removesuffix("M")) << (20 * text.endswith("M"))
+
+
+def test_while_a_guest_is_made(start: Start, broker: Broker) -> None:
+    """The next broker finds a mark that says so still, and does its part once the guest runs."""
+    guest = start()
+    guest.call("Create", group="web")
+    guest.call("Rules", rules=["1000 * web"])
+    place = limit_path(guest.name)
+    was = os.getxattr(place, "trusted.nestrt")
+    broker.stop(signal.SIGKILL)
+    try:
+        os.setxattr(place, "trusted.nestrt", json.dumps({**json.loads(was), "state": "creating"}).encode())
+        broker.start()
+        assert not served(guest)
+    finally:
+        os.setxattr(place, "trusted.nestrt", was)
+    wait_for(lambda: served(guest), "the new broker's socket", 20)
+    assert guest.call("Rules")["rules"] == ["1000 * web"]
 
 
 OLD = {"memory.max": "256M", "pids.max": "60"}
@@ -439,6 +461,7 @@ def test_release_and_the_hosts_rules(start: Start, broker: Broker) -> None:
     assert kills >= (2 if SLOW == 1 else 1)
 
 
+@pytest.mark.slow_on_vm(False)
 def test_where_it_writes_what_matters(start: Start, broker: Broker, tmp_path: Path) -> None:
     """Just before one file of each method: what gives controllers to a new group's child, a limit of the guest's own,
     what freezes, what kills."""
@@ -561,6 +584,59 @@ def test_while_it_starts(start: Start, broker: Broker) -> None:
         assert (snapshot(one.name), snapshot(two.name)) == before, (call, count)
         mounts = [guest.shell("grep -c guest.sock /proc/self/mountinfo") for guest in (one, two)]
         assert mounts == ["1", "1"], (call, count)
+
+
+def test_a_helper_that_takes_long_to_start(start: Start, broker: Broker) -> None:
+    """On a busy machine the one that puts the socket into a guest has not begun when its time would be over: that time
+    is for the guest's files to answer."""
+    guest = start()
+    broker.stop(signal.SIGKILL)
+    stopped: list[int] = []
+    ready = threading.Event()
+
+    def stop_it() -> None:
+        while not stopped and not ready.wait(0.001):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    if b"nestrt.act.inject" in path.read_bytes():
+                        os.kill(int(path.parent.name), signal.SIGSTOP)
+                        stopped.append(int(path.parent.name))
+                        break
+                except OSError:  # it has ended
+                    continue
+
+    thread = threading.Thread(target=stop_it)
+    thread.start()
+    try:
+        broker.start()
+        wait_for(lambda: stopped, "the helper")
+    finally:
+        ready.set()
+        thread.join()
+    assert not served(guest)
+    time.sleep(inject.PATIENCE + 1)
+    os.kill(stopped[0], signal.SIGCONT)
+    wait_for(lambda: served(guest), "the socket")
+    assert "do not answer" not in broker.said()
+    assert guest.shell("grep -c guest.sock /proc/self/mountinfo") == "1"
+
+
+@pytest.mark.parametrize("first", [9, 10, 11, 12, 13])
+def test_whatever_descriptors_are_free(start: Start, broker: Broker, first: int) -> None:
+    """The helper gets the right ones, also where those that it is to have are open here, as others."""
+    guest = start()
+    found, source = mark(limit_group(guest.name)), f"{SOCKETS}/{guest.name}/guest.sock"
+    code = f"""
+import os
+from nestrt.act import inject
+os.closerange(3, 256)
+while os.open("/dev/null", 0) < {first - 1}:
+    pass
+inject.put_socket({found["pid"]}, {found["start"]}, {source!r}, "/run/nestrt/guest.sock")
+"""
+    done = subprocess.run([PYTHON, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert served(guest)
 
 
 def test_guests_that_ended_meanwhile(start: Start, broker: Broker, nestrt: Nestrt, python: PythonRoot) -> None:

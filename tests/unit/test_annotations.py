@@ -134,7 +134,7 @@ def test_hundred_megabytes_are_refused_at_once(key: str) -> None:
     begin = time.process_time()
     with pytest.raises(InputError) as caught:
         from_annotations([(key, value)])
-    assert time.process_time() - begin < 0.1
+    assert time.process_time() - begin < 0.5
     assert len(str(caught.value)) < 300
 
 
@@ -174,4 +174,4 @@ def test_a_policys_name_is_never_a_path(text: str) -> None:
 def test_every_field_of_the_first_three_tables_has_an_annotation() -> None:
     """And nothing of [user] or [limits], which are the document's own."""
     user = {"user_namespace", "uid_map", "gid_map", "capabilities", "no_new_privs", "masked"}
-    assert set(FIELDS.values()) == set(Policy().__dict__) - user - {"limits", "source"}
+    assert set(FIELDS.values()) == set(Policy().__dict__) - user - {"limits", "source", "broker_most"}

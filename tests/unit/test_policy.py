@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nestrt.broker.quota import Options
 from nestrt.cli.policy import main
 from nestrt.errors import InputError, NestrtError, NotFound
 from nestrt.level.capabilities import ALL, DEFAULT, NAMES
@@ -188,6 +189,7 @@ def test_one_mistake_is_told_once() -> None:
 
 SECTIONS = {
     "level": ["virtualize", "max_level", "override", "strict"],
+    "broker": ["requests", "connections", "message"],
     "view": ["mount", "controllers", "start_in", "cpus"],
     "partition": ["cpu", "memory", "pids", "io", "devices", "max_groups", "max_depth"],
     "user": ["namespace", "uid_map", "gid_map", "capabilities", "no_new_privs", "masked"],
@@ -260,7 +262,11 @@ def test_commented_keys_of_the_default_profile_are_right_too() -> None:
     lines = [line.removeprefix("# ") for line in text.splitlines()]
     policy = load_policy("\n".join(lines[lines.index(next(x for x in lines if x.startswith("[level]"))) :]), "default")
     assert policy.limits.memory == 512 << 20
-    assert replace(policy, limits=Limits()) == Policy()
+    usual = Options()
+    assert (policy.broker_requests, policy.broker_connections) == (usual.requests, usual.connections)
+    assert policy.broker_message == usual.message_bytes
+    left_out = {"broker_requests": None, "broker_connections": None, "broker_message": None}
+    assert replace(policy, limits=Limits(), **left_out) == Policy()
 
 
 @pytest.mark.parametrize(
