@@ -21,7 +21,7 @@ from support.rootfs import PythonRoot, busybox_root, python_root
 from support.runner import Nestrt, leftovers, links
 
 # Seconds for one test before it is taken for hung.
-TEST_LIMIT = 60 if SLOW == 1 else 300
+TEST_LIMIT = 180 if SLOW == 1 else 300
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -104,6 +104,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         count = {kind: len(terminalreporter.stats.get(kind, ())) for kind in ("passed", "failed", "error", "skipped")}
         with open(tally, "a") as file:
             file.write(f"{count['passed']} {count['failed'] + count['error']} {count['skipped']}\n")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def audit_of_commands() -> Iterator[Path]:
+    """Where the commands that tests run write their audit: not among the machine's own."""
+    directory = Path(tempfile.gettempdir(), f"nestrt-audit-{os.getpid()}")
+    os.environ["NESTRT_AUDIT"] = str(directory)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -15,36 +15,20 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import Any, Iterator, Protocol
+from typing import TYPE_CHECKING, Any, Iterator
 
-from nestrt.broker.audit_read import DIRECTORY, Reader
+from nestrt.broker.audit_line import DIRECTORY, parts, who
+from nestrt.broker.audit_read import Reader
 from nestrt.broker.lines import FILE_BYTES, FILES, Lines
 from nestrt.broker.refusal import Refusal
 
-# Bytes of one value in a line, escapes counted: all together are less than LONGEST_LINE.
-ROOM = {"guest": 4096, "method": 256, "group": 8192, "key": 1024, "old": 16384, "new": 16384, "message": 4096}
-ROOM_REFUSED = {**ROOM, "group": 1024, "key": 256, "old": 1024, "new": 1024, "message": 1024}
+if TYPE_CHECKING:
+    from nestrt.broker.audit_line import Who
+
 WINDOW = 10.0  # seconds in which like refusals of one guest are counted as one
 MOST_KINDS = 16  # different refusals of one guest in it; all others are alike
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=repr).encode
-
-
-class Who(Protocol):
-    """What the audit wants of a broker.peer.Peer. *user*, *guest_pid* and *guest_gid* are as the guest counts."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def uid(self) -> int: ...
-    @property
-    def gid(self) -> int: ...
-    @property
-    def user(self) -> int: ...
-    @property
-    def guest_pid(self) -> int | None: ...
-    @property
-    def guest_gid(self) -> int | None: ...
 
 
 class _Like:
@@ -56,26 +40,6 @@ class _Like:
         self.body = body
         self.begun = begun
         self.again = 0
-
-
-def cut(value: Any, room: int) -> str:
-    """*value* as JSON of at most *room* bytes; what is longer becomes a text that says so."""
-    try:
-        text = _encode(value)
-    except (TypeError, ValueError, RecursionError):
-        value = text = _encode(f"a {type(value).__name__} that is no JSON")
-    if len(text) <= room:
-        return text
-    whole = value if isinstance(value, str) else text
-    # A character takes up to twelve bytes, or two at most where none but quotes and backslashes are escaped.
-    kept = (room - 64) // (2 if whole.isascii() and whole.isprintable() else 12)
-    return _encode(f"{whole[:kept]}… ({len(whole)} characters)")
-
-
-def _who(peer: Who) -> str:
-    pid, gid = ("null" if number is None else number for number in (peer.guest_pid, peer.guest_gid))
-    host = f'"pid":{peer.pid},"uid":{peer.uid},"gid":{peer.gid}'
-    return f'{{{host},"user":{peer.user},"guest_pid":{pid},"guest_gid":{gid}}}'
 
 
 class Audit:
@@ -107,24 +71,18 @@ class Audit:
     ) -> None:
         """The *group*'s *key* was *old*, and is now *new* or was to be. *verdict*: "done", or why not: a Refusal, or
         its "NAME: MESSAGE". What cannot be written is counted: nothing is raised."""
-        done = verdict == "done"
-        room = ROOM if done else ROOM_REFUSED
         if isinstance(verdict, Refusal):
             name, message = verdict.name, verdict.message
         else:
             name, _, message = verdict.partition(": ")
-        who = "null" if peer is None else _who(peer)
-        head = f'"guest":{cut(guest, ROOM["guest"])},"method":{cut(method, room["method"])},"peer":'
-        what = f',"group":{cut(group, room["group"])},"key":{cut(key, room["key"])},"old":{cut(old, room["old"])}'
-        what += f',"new":{cut(new, room["new"])},"verdict":{cut(name, 256)}'
-        if not done:
-            what += f',"message":{cut(message, room["message"])}'
+        head, what = parts(guest, method, (group, key, old, new), (name, message), _encode)
+        body, done = f'{head},"peer":{who(peer)},{what}', verdict == "done"
         with self._lock:
             now = time.monotonic()
             if now >= self._next_flush:
                 self._flush(now)
-            if done or self._first(guest, head + who + what, (head, peer.uid if peer else -1, what), name, now):
-                self._lines.write(guest, head + who + what)
+            if done or self._first(guest, body, (head, peer.uid if peer else -1, what), name, now):
+                self._lines.write(guest, body)
 
     def flush(self) -> None:
         """Write down what has been counted for WINDOW seconds. A call every few seconds is enough."""

@@ -12,42 +12,19 @@ import heapq
 import json
 import os
 import stat
-import time
-from functools import lru_cache
-from hashlib import blake2b
 from typing import Any, Callable, Iterator
 
+from nestrt.broker.audit_line import DIRECTORY
+from nestrt.broker.lines import COMMANDS, LONGEST_LINE, SUFFIX, file_name, stamp
 from nestrt.errors import KernelError, NotFound
 
-DIRECTORY = "/var/log/nestrt/audit"
-LONGEST_LINE = 65536
 CHUNK = 1 << 16
 MOST_READ = 1 << 28  # bytes of one file whose last lines are wanted; the broker's are a mebibyte
-SUFFIX = ".jsonl"
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 Entry = dict[str, Any]
 Place = tuple[int, int]  # inode and offset: what lies before has been read
 Keep = Callable[[Entry], bool]
-
-
-@lru_cache(4096)
-def file_name(guest: str) -> str:
-    """The name of a guest's newest file: "web/inner" → "web%2Finner.jsonl"; older ones end in ".1", ".2"."""
-    kept = b"-_.abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-    raw = guest.encode(errors="surrogatepass")
-    text = "".join(chr(b) if b in kept else f"%{b:02X}" for b in raw)
-    if text[:1] in (".", ""):
-        text = "%2E" + text[1:]
-    if len(text) > 200:
-        text = f"{text[:160]}%{blake2b(raw, digest_size=12).hexdigest()}"
-    return text + ".jsonl"
-
-
-def stamp(nanoseconds: int) -> str:
-    """RFC 3339 in UTC, with microseconds: texts of the same order as the times."""
-    seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest // 1000:06d}Z"
 
 
 def parse(line: bytes) -> Entry | None:
@@ -59,6 +36,10 @@ def parse(line: bytes) -> Entry | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and isinstance(found.get("time"), str) else None
+
+
+def _names(guest: str) -> list[str]:
+    return [file_name(guest), file_name(guest, COMMANDS)]
 
 
 class Reader:
@@ -81,8 +62,8 @@ class Reader:
 
         Raises NotFound where there is no audit or none of that guest, KernelError.
         """
-        names = [file_name(guest)] if guest is not None else self.names()
-        if guest is not None and not self._files(names[0]):
+        names = self.names() if guest is None else _names(guest)
+        if guest is not None and not any(map(self._files, names)):
             where = f"there is none in {self.directory}"
             raise NotFound("read", f"the audit of guest {guest}", where, "nestrt audit shows all guests'")
         low = "" if since is None else stamp(int(since * 1e9))
@@ -103,11 +84,11 @@ class Reader:
         return iter(sorted(last, key=start))
 
     def names(self) -> list[str]:
-        """Of each guest its newest file's name, whether or not that is there just now. Raises NotFound, KernelError."""
+        """Of each guest its newest files' names, whether or not they are there just now. NotFound, KernelError."""
         try:
             found = os.listdir(self.directory)
         except FileNotFoundError:
-            remedy = "nestrt broker writes it; --directory DIR names another place"
+            remedy = "the broker and commands write it; --directory DIR names another place"
             raise NotFound("read", f"the audit in {self.directory}", "there is none", remedy) from None
         except OSError as error:
             raise KernelError("read", f"the audit in {self.directory}", error.errno or 0, "as root") from None
@@ -117,7 +98,7 @@ class Reader:
     def places(self, guest: str | None = None) -> dict[str, Place]:
         """Where each guest's lines end now."""
         found: dict[str, Place] = {}
-        for name in [file_name(guest)] if guest is not None else self.names():
+        for name in self.names() if guest is None else _names(guest):
             files = self._files(name)
             found[name] = (files[-1].st_ino, files[-1].st_size) if files else (0, 0)
         return found
@@ -224,7 +205,7 @@ class Follower:
     def poll(self) -> list[Entry]:
         """The lines since the last time, in the order of time. Does not wait."""
         found: list[Entry] = []
-        for name in [file_name(self.guest)] if self.guest is not None else self.reader.names():
+        for name in self.reader.names() if self.guest is None else _names(self.guest):
             for chunk, place in self.reader.after(name, self.places.get(name, (0, 0))):
                 self.places[name] = place
                 found += filter(self.keep, filter(None, map(parse, chunk.split(b"\n"))))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable
 import trio
 
 from nestrt.broker import rules
+from nestrt.broker.audit_line import login_of
 from nestrt.broker.audit_read import Follower, Reader
 from nestrt.broker.connection import Connection, groups_of
 from nestrt.broker.limits import set_limits
@@ -91,6 +92,7 @@ async def guests(request: HostRequest) -> dict[str, Any]:
                 "connections": guest.connections,
                 "requests": guest.requests,
                 "refused": guest.refused,
+                "quota": guest.quota.told,
                 "rules": own,
                 "host_rules": hosts,
                 "reactions": len(request.broker.watcher.reactor.of(guest)),
@@ -207,7 +209,7 @@ class HostConnection(Connection):
         """Root of the level, by its credentials: the socket's mode says the same. Not root of a guest, who has the same
         number where there is no user namespace, and whoever started it has let it see the socket."""
         pid, uid, gid = credentials(self.socket)
-        self.peer = Peer(pid, uid, gid, peer_pidfd(self.socket, pid), 0, True)
+        self.peer = Peer(pid, uid, gid, peer_pidfd(self.socket, pid), 0, True, login=login_of(pid))
         if uid != os.geteuid() or not is_of_level(self.broker.primary, groups_of(self.peer)):
             raise Refusal("org.varlink.service.PermissionDenied", "only root may, outside of guests")
 

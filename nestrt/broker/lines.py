@@ -5,21 +5,55 @@ Every guest has files of its own, so that none can push out another's lines. A l
 append, and a full file is renamed: killed at any point, the writer leaves whole files and at most one unfinished last
 line, after which the next begins anew. Lines are not flushed to the disk one by one; a machine that loses power may
 lose the last seconds. audit_read.Reader reads them.
+
+A file has one writer at a time. That of Lines, a daemon, is the only one; those of SharedLines, commands, have files of
+their own beside it and take turns. So a command that is stopped half-way keeps no daemon waiting, and what a guest has
+the broker write pushes out nothing of what the host's root has done to it.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import time
 
-from nestrt.broker.audit_read import LONGEST_LINE, SUFFIX, file_name, stamp
-from nestrt.errors import HostError, KernelError
+from nestrt.errors import HostError, KernelError, NestrtError, StateError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LONGEST_LINE = 65536
+SUFFIX = ".jsonl"
+COMMANDS = "%host"  # before SUFFIX; no name of a guest is written so, for a % is followed by hexadecimal digits there
 FILE_BYTES = 1 << 20
 FILES = 4
+MOST_FILES = 4096
+PATIENCE = 2.0  # s
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+def file_name(guest: str, writer: str = "") -> str:
+    """The name of a guest's newest file, of *writer* "" or COMMANDS: "web/inner" → "web%2Finner.jsonl",
+    "web%2Finner%host.jsonl"; older ones end in ".1", ".2"."""
+    kept = b"-_.abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+    raw = guest.encode(errors="surrogatepass")
+    text = "".join(chr(b) if b in kept else f"%{b:02X}" for b in raw)
+    if text[:1] in (".", ""):
+        text = "%2E" + text[1:]
+    if len(text) > 200:
+        from hashlib import blake2b  # few names are so long
+
+        text = f"{text[:160]}%{blake2b(raw, digest_size=12).hexdigest()}"
+    return text + writer + SUFFIX
+
+
+def stamp(nanoseconds: int) -> str:
+    """RFC 3339 in UTC, with microseconds: texts of the same order as the times."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest // 1000:06d}Z"
 
 
 class Lines:
@@ -57,6 +91,12 @@ class Lines:
                     "keep", f"{self.what} in {self.directory}", reason, f"name another directory: {self.option}"
                 )
             if stat.S_IMODE(found.st_mode) != 0o700:
+                if not all(map(is_ours, os.listdir(fd))):
+                    os.close(fd)
+                    reason = "other files are in it, and only root would be let in"
+                    raise HostError(
+                        "keep", f"{self.what} in {self.directory}", reason, f"name another directory: {self.option}"
+                    )
                 os.fchmod(fd, 0o700)
             return fd
         except OSError as error:
@@ -76,14 +116,16 @@ class Lines:
         counted: nothing is raised."""
         lost = self.lost.get(guest, 0)
         tail = f',"lost":{lost}' if lost else ""
-        line = f'{{"time":"{self._stamp()}",{body}{tail}}}\n'.encode()
         try:
-            self._append(file_name(guest), line)
+            self._append(file_name(guest), self._line(body + tail))
         except OSError:
             self.lost[guest] = lost + 1
         else:
             if lost:
                 del self.lost[guest]
+
+    def _line(self, body: str) -> bytes:
+        return f'{{"time":"{self._stamp()}",{body}}}\n'.encode()
 
     def _append(self, name: str, line: bytes) -> None:
         """One line to the end of the file, or of a new one. Raises OSError where it is not there as a whole."""
@@ -117,7 +159,7 @@ class Lines:
         except FileNotFoundError:  # somebody has removed the directory
             try:
                 fresh = self._open_directory()
-            except (HostError, KernelError) as error:
+            except NestrtError as error:
                 raise OSError(errno.ENOENT, str(error), name) from None
             os.close(self._fd)
             self._fd = fresh
@@ -139,10 +181,11 @@ class Lines:
             except FileNotFoundError:
                 pass
 
-    def prune(self, most: int) -> None:
-        """Remove the files that have not been written for longest, so that there are *most* at the most."""
+    def prune(self, most: int, ours: Callable[[str], bool] | None = None) -> None:
+        """Remove the files that have not been written for longest, so that there are *most* at the most, of those whose
+        names are *ours*: is_ours()."""
         found = []
-        for name in filter(is_ours, os.listdir(self._fd)):
+        for name in filter(ours or is_ours, os.listdir(self._fd)):
             try:
                 found.append((os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mtime, name))
             except FileNotFoundError:
@@ -158,6 +201,59 @@ class Lines:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
+
+
+class SharedLines(Lines):
+    """The same by several processes: from the first line to close() each keeps the others waiting, so it is to be
+    short. Of all guests there are *most* files at the most."""
+
+    def __init__(
+        self,
+        directory: str,
+        what: str,
+        option: str,
+        file_bytes: int = FILE_BYTES,
+        files: int = FILES,
+        most: int = MOST_FILES,
+    ) -> None:
+        """As Lines; raises StateError too, where another process does not come to its end."""
+        self.most = most
+        super().__init__(directory, what, option, file_bytes, files)
+
+    def _open_directory(self) -> int:
+        fd, what = super()._open_directory(), f"{self.what} in {self.directory}"
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fd
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(fd)
+                    raise StateError("keep", what, "another command that writes to it does not end", "end it") from None
+            except OSError as error:
+                os.close(fd)
+                raise KernelError("keep", what, error.errno or 0, f"name another directory: {self.option}") from error
+            time.sleep(0.005)
+
+    def write(self, guest: str, body: str) -> None:
+        """A line of *guest*, as Lines has it. Raises KernelError where it is not there as a whole."""
+        name = file_name(guest, COMMANDS)
+        try:
+            if not _is_there(name, self._fd):
+                self.prune(self.most - 1, _is_shared)
+            self._append(name, self._line(body))
+        except OSError as error:
+            remedy = f"make room, or name another directory: {self.option}"
+            raise KernelError("keep", f"{self.what} in {self.directory}", error.errno or 0, remedy) from error
+
+    def _rotate(self, name: str) -> None:
+        super()._rotate(name)
+        self.prune(self.most - 1, _is_shared)
+
+
+def _is_shared(name: str) -> bool:
+    return is_ours(name) and COMMANDS + SUFFIX in name
 
 
 def is_ours(name: str) -> bool:

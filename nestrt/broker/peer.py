@@ -42,7 +42,8 @@ def outside(ids: IdMap, number: int) -> int:
 class Peer:
     """*pid*, *uid* and *gid* as the broker's level counts them, *pidfd* a descriptor of the process or -1 where it
     has gone, *user* its uid as the guest counts it (-1: none), *root* whether that is the guest's root. *guest_pid* and
-    *guest_gid* are pid and gid as the guest counts them, None where it has no number for them."""
+    *guest_gid* are pid and gid as the guest counts them, None where it has no number for them. *login*, of the host's
+    root alone: the uid that it has logged in with, None where it has not."""
 
     pid: int
     uid: int
@@ -52,6 +53,7 @@ class Peer:
     root: bool
     guest_pid: int | None = None
     guest_gid: int | None = None
+    login: int | None = None
 
     def close(self) -> None:
         if self.pidfd >= 0:

@@ -55,7 +55,8 @@ def from_error(error: Exception) -> Refusal:
         name = BY_STATUS.get(error.status, "Refused")
         return Refusal(name, f"cannot {error.operation}: {error.reason}", error.remedy, error.code)
     if isinstance(error, NestrtError):
-        message = f"cannot {error.operation} {error.obj}: {error.reason}"
+        # What a broker above has refused is told in its words, which name the operation.
+        message = f"cannot {error.operation} {error.obj}: {error.reason}" if error.operation else error.reason
         return Refusal(BY_STATUS.get(error.status, "Refused"), message, error.remedy, getattr(error, "errno", 0) or 0)
     if isinstance(error, OSError):
         return Refusal("Refused", os.strerror(error.errno or 0), "see the kernel's log", error.errno or 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from nestrt.broker.audit_read import DIRECTORY as AUDIT
+from nestrt.broker.audit_line import audit_directory
 from nestrt.broker.audit_read import Entry, Reader
 from nestrt.broker.audit_read import Follower as LineFollower
 from nestrt.broker.lines import Lines, is_ours
@@ -99,9 +99,9 @@ def _seconds(stamp: str) -> float:
 
 
 def audited(guests: Guests, since: float, until: float) -> list[Event]:
-    """What guests have asked the broker to change."""
+    """What the audit has."""
     try:
-        entries = list(Reader(AUDIT).read(None, since, until, MOST_EVENTS))
+        entries = list(Reader(audit_directory()).read(None, since, until, MOST_EVENTS))
     except NotFound:
         return []
     return [event for event in (_changed(entry, guests) for entry in entries) if event]
@@ -119,7 +119,7 @@ class AuditFollower:
         """What has come since the last time."""
         try:
             if self._follower is None:
-                self._follower = LineFollower(Reader(AUDIT))
+                self._follower = LineFollower(Reader(audit_directory()))
             entries = self._follower.poll()
         except NotFound:  # there is no audit yet
             return []

@@ -13,6 +13,7 @@ from nestrt.act.containers import Container
 from nestrt.act.creator import Creator
 from nestrt.act.exec import FIRST, HOST
 from nestrt.act.pipes import open_standard
+from nestrt.cli._host_audit import Change
 from nestrt.cli._target import look, require_root, words
 from nestrt.cli.options import Option
 from nestrt.cli.request import environment_of
@@ -205,7 +206,7 @@ def _joining(
     )  # fmt: skip
 
 
-def _run(joining: Joining) -> int:
+def _started(joining: Joining) -> Enterer:
     open_standard()
     container = Container("", joining.id, {"pid": joining.first, "start": joining.start})
     signals = relay.blocked() if joining.silent else relay.hold()
@@ -216,7 +217,7 @@ def _run(joining: Joining) -> int:
     except BaseException:
         enterer.abandon()
         raise
-    return 0 if joining.silent else relay.foreground(enterer.pid, enterer.pidfd, enterer.master)
+    return enterer
 
 
 def main(argv: list[str]) -> int:
@@ -236,7 +237,11 @@ def main(argv: list[str]) -> int:
     view, guest = look(operands[0], read_hierarchies(make=True))
     try:
         require_root("exec in", guest)
-        return _run(_joining(view, guest, single, repeated, command))
+        with Change("Exec", view, guest) as change:
+            # Not its arguments: there may be secrets among them.
+            change.note("process", None, {"command": command[0], "arguments": len(command) - 1})
+            enterer = _started(_joining(view, guest, single, repeated, command))
+        return 0 if "detach" in single else relay.foreground(enterer.pid, enterer.pidfd, enterer.master)
     except NestrtError as error:
         told = error
         if isinstance(error, NotFound):  # which would say that there is no such guest

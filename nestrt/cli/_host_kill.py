@@ -6,13 +6,14 @@ from nestrt.act import members, remove
 from nestrt.act.containers import Container
 from nestrt.act.freeze import freeze, frozen, thaw
 from nestrt.act.signals import signal_number
+from nestrt.cli._host_audit import Change
 from nestrt.cli._target import look, of_guest, refuse_own, require_root, words
 from nestrt.cli.options import Option
 from nestrt.errors import HostError, InputError, KernelError, NestrtError, StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nestrt.host.walk import Guest
+    from nestrt.host.walk import Guest, View
     from nestrt.plan.facts import Hierarchy
 
 HEAD = """usage: nestrt kill [--signal SIGNAL] NAME [SIGNAL]
@@ -55,6 +56,13 @@ def main(argv: list[str]) -> int:
     view, guest = look(operands[0])
     number = signal_number(given)
     require_root("kill", guest)
+    with Change("Kill", view, guest) as change:
+        change.note("signal", None, number)
+        _kill(view, guest, number)
+    return 0
+
+
+def _kill(view: View, guest: Guest, number: int) -> None:
     refuse_own("kill", view, guest)
     hierarchies, what = of_guest(view, guest), f"guest {guest.name}"
     if not members.living(hierarchies, guest.path):
@@ -68,4 +76,3 @@ def main(argv: list[str]) -> int:
         raise HostError("kill", what, "operation not permitted", "run it as root of the level above") from error
     except OSError as error:
         raise KernelError("kill", what, error.errno or 0, "see whether it is still there: nestrt ls") from error
-    return 0

@@ -11,6 +11,7 @@ from nestrt.act import remove, update
 from nestrt.act.containers import Container, load
 from nestrt.broker import own_rules
 from nestrt.cli import _ask_broker
+from nestrt.cli._host_audit import Change
 from nestrt.cli._host_record import Recorded
 from nestrt.cli._target import look, of_guest, require_root, words
 from nestrt.cli.options import Option
@@ -245,17 +246,41 @@ def main(argv: list[str]) -> int:
     allow, deny = repeated.get("device", []), repeated.get("deny-device", [])
     new = _asked(single, repeated)
     require_root("update", target.guest)
-    try:
-        new = completed(new, target.had)
-        _check(target, new, what_is_above(target.view, target.guest))
-        container = _container(target)
-        if container is not None:
-            _own(target, container, new, allow, deny)
-            _ask_broker.set_limits(target.guest.path, new, None)  # what it knows of the guest is to follow
-            return 0
-        rules = _rules(target, allow, deny)
-        if not _ask_broker.set_limits(target.guest.path, new, rules):
-            _directly(target, new, rules)
-    except OSError as error:
-        raise KernelError("update", target.what, error.errno or 0, "see whether it is there: nestrt ls") from error
+    with Change("SetLimits", target.view, target.guest) as change:
+        _note(change, target.had, new, allow, deny)
+        try:
+            _update(target, new, allow, deny, change)
+        except OSError as error:
+            raise KernelError("update", target.what, error.errno or 0, "see whether it is there: nestrt ls") from error
     return 0
+
+
+def _note(change: Change, had: Limits, new: Limits, allow: list[str], deny: list[str]) -> None:
+    """Note what is asked for, as the broker does."""
+    before, after = had.to_mark(), new.to_mark()
+    for field, (key, _) in _ask_broker.SETTINGS.items():
+        if field in after:
+            change.note(key, before.get(field), after[field])
+    if allow or deny:
+        change.note("devices", before.get("devices"), {"allow": allow, "deny": deny})
+
+
+def _update(target: Target, new: Limits, allow: list[str], deny: list[str], change: Change) -> None:
+    new = completed(new, target.had)
+    _check(target, new, what_is_above(target.view, target.guest))
+    container = _container(target)
+    if container is not None:
+        _own(target, container, new, allow, deny)
+        change.happened = True
+        _ask_broker.set_limits(target.guest.path, new, None)  # what it knows of the guest is to follow
+        return
+    rules = _rules(target, allow, deny)
+    try:
+        asked = _ask_broker.set_limits(target.guest.path, new, rules)
+    except _ask_broker.Answered:
+        change.notes.clear()
+        raise
+    if asked:
+        change.notes.clear()
+    else:
+        _directly(target, new, rules)

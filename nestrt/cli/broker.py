@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 
+from nestrt.broker.audit_line import DIRECTORY, VARIABLE, audit_directory
 from nestrt.cli.options import Option, parse, usage
 from nestrt.cli.version import VERSION
 from nestrt.errors import HostError, InputError
@@ -28,13 +29,15 @@ OPTIONS = (
     Option("requests", "N", "requests a second of one guest (default: 1000); more wait"),
     Option("connections", "N", "connections of one guest (default: 64)"),
     Option("message", "BYTES", "longest call (default: 65536)"),
-    Option("audit", "DIR", "where changes are written down (default: /var/log/nestrt/audit)"),
+    Option("audit", "DIR", f"where changes are written down (default: ${VARIABLE}, else {DIRECTORY})"),
     Option("embedded", "NAME", "serve this guest alone, until standard input ends; launch --broker=embedded does it"),
     Option("cgroup", "GROUP", "the limit group of that guest"),
     Option("help", "", "this text", "h"),
 )
 ROWS = "".join(f"  {word:8} {text}\n" for word, text in ACTIONS.items())
 TAIL = f"""
+A guest's policy may say other requests, connections and message for that guest: [broker], nestrt-policy(5).
+
 The broker that runs is asked by root:
 
 {ROWS}
@@ -67,15 +70,16 @@ def main(argv: list[str]) -> int:
     find_package("trio", "python3-trio")
     from nestrt.broker.daemon import run
     from nestrt.broker.quota import Options
+    from nestrt.level.policy import QUOTAS
 
     usual = Options()
     options = replace(
         usual,
-        requests=_number(single, "requests", usual.requests, 1, 1_000_000),
-        connections=_number(single, "connections", usual.connections, 1, 10_000),
-        message_bytes=_number(single, "message", usual.message_bytes, 1024, 1 << 22),
+        requests=_number(single, "requests", usual.requests, *QUOTAS["broker_requests"]),
+        connections=_number(single, "connections", usual.connections, *QUOTAS["broker_connections"]),
+        message_bytes=_number(single, "message", usual.message_bytes, *QUOTAS["broker_message"]),
         version=VERSION,
-        audit=os.path.abspath(single.get("audit", usual.audit)),
+        audit=os.path.abspath(single.get("audit") or audit_directory()),
     )
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.umask(0o022)

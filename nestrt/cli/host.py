@@ -9,9 +9,11 @@ import sys
 from nestrt.act.host_split import Splitter
 from nestrt.cli import _host_status
 from nestrt.cli._formats import add_options, write_document
+from nestrt.cli._host_audit import Change
 from nestrt.cli._locks import own_mark
 from nestrt.cli._view import write
 from nestrt.errors import HostError, InputError, one_line
+from nestrt.host.walk import empty_view
 from nestrt.level.units import parse_size
 from nestrt.plan.host_split import GUESTS, SYSTEM, Split, init_steps, reset_steps
 from nestrt.probe.facts import read_hierarchies
@@ -78,16 +80,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _carry_out(steps: list[Step], attribute: str, dry_run: bool) -> int:
-    if dry_run:
-        return write(one_line(step.describe()) for step in steps)
+def _carry_out(steps: list[Step], attribute: str, old: object, new: object) -> int:
+    """Carry out *steps*. For the audit, this level was divided as *old* says, and is to be as *new* does."""
     if os.geteuid() != 0:
         raise HostError("divide", "this level", "only its root can", "run it as root")
     splitter = Splitter(attribute, is_user_process)
-    splitter.run(steps)
+    with Change("Split", empty_view(read_hierarchies())) as change:
+        change.note("shares", old, new)
+        splitter.run(steps)
     for line in splitter.warnings:
         print(one_line(f"nestrt: warning: {line}"), file=sys.stderr)
     return 0
+
+
+def _dry(steps: list[Step]) -> int:
+    return write(one_line(step.describe()) for step in steps)
+
+
+def _divided(state: State) -> dict[str, object] | None:
+    """The parents of guests that init has made heavy, and their weights; None without any."""
+    weights = {group.path: group.weight for group in state.groups if group.kept and group.kept.role == "guests"}
+    return {"guests": weights} if weights else None
 
 
 def _notes(state: State, split: Split) -> None:
@@ -110,7 +123,8 @@ def main(argv: list[str]) -> int:
         document = _host_status.document(state)
         return write_document(options, document, lambda: _host_status.lines(document))
     if options.command == "reset":
-        return _carry_out(reset_steps(state), mark + ATTRIBUTE, options.dry_run)
+        steps = reset_steps(state)
+        return _dry(steps) if options.dry_run else _carry_out(steps, mark + ATTRIBUTE, _divided(state), None)
     split = Split(
         share=_percent(options.system_cpu, "--system-cpu"),
         guests=tuple(dict.fromkeys("/" + path.strip("/") for path in options.guests or [GUESTS])),
@@ -121,4 +135,8 @@ def main(argv: list[str]) -> int:
     )
     steps = init_steps(state, split)
     _notes(state, split)
-    return _carry_out(steps, mark + ATTRIBUTE, options.dry_run)
+    if options.dry_run:
+        return _dry(steps)
+    asked = {"system_cpu": split.share, "guests": split.guests, "hard": split.hard, "system_memory": split.memory,
+             "move_tasks": split.move}  # fmt: skip
+    return _carry_out(steps, mark + ATTRIBUTE, _divided(state), asked)

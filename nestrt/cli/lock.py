@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from nestrt.cli._host_audit import Change
 from nestrt.cli._locks import locks_of
 from nestrt.errors import StateError, one_line
 
@@ -23,16 +24,19 @@ def main(argv: list[str]) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", metavar="NAME", nargs="+", help="web, web/db, or a limit group's path")
+    parser.add_argument("names", metavar="NAME", nargs="+", help="web, web/db, a short id, or a limit group's path")
     text = "lock also what would not hold against everything, and say what that is"
     parser.add_argument("--weak", action="store_true", help=text)
     options = parser.parse_args(argv)
-    for lock, guest, _ in locks_of(options.names):
-        if guest.mark.state == "creating":
-            # Who starts it hands groups over last of all.
-            raise StateError("lock", f"guest {lock.name}", "it is being started", "try again")
-        with lock:
-            doc = lock.lock(options.weak)
+    for lock, guest, view in locks_of(options.names):
+        with Change("Lock", view, guest) as change:
+            change.note("locked", None, True)
+            if guest.mark.state == "creating":
+                # Who starts it hands groups over last of all.
+                raise StateError("lock", f"guest {lock.name}", "it is being started", "try again")
+            with lock:
+                change.note("locked", lock.doc is not None, True)
+                doc = lock.lock(options.weak)
         for line in doc.weak:
             print(one_line(f"nestrt: warning: guest {lock.name}: {line}"), file=sys.stderr)
     return 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from nestrt.act.freeze import places
+from nestrt.cli._host_audit import Change
 from nestrt.cli._target import each, look, require_root, words
 from nestrt.errors import HostError, KernelError, StateError
 from nestrt.kernel import freezer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nestrt.host.walk import View
+    from nestrt.host.walk import Guest, View
 
 HEAD = """usage: nestrt thaw NAME …
 
@@ -20,13 +21,20 @@ What the guest has frozen of itself stays frozen."""
 def _thaw(name: str) -> None:
     view, guest = look(name)
     require_root("thaw", guest)
+    with Change("Thaw", view, guest) as change:
+        _thaw_now(view, guest, change)
+
+
+def _thaw_now(view: View, guest: Guest, change: Change) -> None:
     what = f"guest {guest.name}"
     found = places(guest.path)
     if not found:
         raise HostError("thaw", what, "it has no group that could be frozen", "")
+    change.note("frozen", False, False)
     try:
         for directory, version in found:  # a hybrid host has two ways, and either may have been taken
             if freezer.asked(directory, version):
+                change.note("frozen", True, False)
                 freezer.thaw(directory, version)
     except OSError as error:
         raise KernelError("thaw", what, error.errno or 0, "see whether it is still there: nestrt ls") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from nestrt.cli._host_audit import Change
 from nestrt.cli._locks import locked_around, locks_of
 from nestrt.errors import StateError
 
@@ -14,11 +15,12 @@ def main(argv: list[str]) -> int:
         prog="nestrt unlock",
         description="Unlock guests: every group gets back the owners and modes that it had before nestrt lock.",
     )
-    parser.add_argument("names", metavar="NAME", nargs="+", help="web, web/db, or a limit group's path")
+    parser.add_argument("names", metavar="NAME", nargs="+", help="web, web/db, a short id, or a limit group's path")
     options = parser.parse_args(argv)
     for lock, guest, view in locks_of(options.names):
         outer = locked_around(view, guest)
-        with lock:
+        with Change("Unlock", view, guest) as change, lock:
+            change.note("locked", lock.doc is not None, False)
             if outer and lock.doc is None:
                 reason = f"it is locked with guest {outer.name}, which it is in"
                 raise StateError("unlock", f"guest {lock.name}", reason, f"nestrt unlock {outer.name}")

@@ -41,8 +41,8 @@ KINDS = {
     "frozen": "a group was frozen",
     "thawed": "it was thawed",
     "pressure": "processes of a guest had to wait for memory, I/O or CPUs",
-    "change": "a guest had the broker change something: the audit",
-    "refused": "the broker refused to: the audit",
+    "change": "a guest had the broker change something, or root a command: the audit",
+    "refused": "that was refused: the audit",
     "lost": "there were more events than could be followed",
 }
 # The audit has a command of its own.

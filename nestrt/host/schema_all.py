@@ -200,13 +200,15 @@ def audit() -> Schema:
         user=number("its user, as the guest counts; -1: it has no number there", least=-1),
         guest_pid=maybe(number("its process, as the guest counts; null: it has no number there")),
         guest_gid=maybe(number("its group, as the guest counts; null: it has no number there")),
+        login=number("of root: the user who logged in, where su or sudo came after; absent: nobody did"),
     )
+    peer["required"].remove("login")
     value: Schema = {"type": ["string", "number", "boolean", "array", "object", "null"]}
     found = fields(
-        "a change that a guest asked for; one on each line",
+        "a change that a guest asked for, or root made by a command; one on each line",
         time=text("when: ISO 8601, UTC, with µs"),
-        guest=text("which guest"),
-        method=text("of the broker: Set, Devices, Attach…"),
+        guest=text("which guest; empty: the level itself"),
+        method=text("of the broker: Set, Devices…; or SetLimits, Freeze, Thaw, Kill, Exec, Lock, Unlock, Split"),
         peer=maybe(peer),
         group=text("as the guest names it"),
         key=text("what of it"),
@@ -223,6 +225,12 @@ def audit() -> Schema:
 
 def broker() -> Schema:
     """``broker status --format json``."""
+    quota = fields(
+        "what it may ask, by the broker's options or its policy; null: an older broker does not say",
+        requests_per_second=maybe(number("more wait")),
+        connections=maybe(number("at a time; more are refused")),
+        message_bytes=maybe(number("of one call, at most", "bytes")),
+    )
     one = fields(
         "a guest that the broker serves",
         name=text("its name; several may have one"),
@@ -235,6 +243,7 @@ def broker() -> Schema:
         host_rules=maybe(number("lines of the host's rules for its processes; null: an older broker does not say")),
         rules=maybe(number("lines of its own rules; null likewise")),
         reactions=maybe(number("that it has set; null likewise")),
+        quota=maybe(quota),
         socket=text("where the broker listens for it, on this level"),
     )
     return array("the guests that are served, by name", one)
@@ -339,7 +348,7 @@ SCHEMAS: dict[str, tuple[str, Schema]] = {
     "events": ("what happens to guests: a line", event()),
     "totals": ("what has happened to guests: events --totals", totals()),
     "check": ("whether the laws hold", check()),
-    "audit": ("what guests asked the broker: a line", audit()),
+    "audit": ("what guests asked the broker, and root changed: a line", audit()),
     "broker": ("the guests that the broker serves: broker status", broker()),
     "host": ("how the host is divided: host status", host()),
     "state": ("a container of this runtime", state()),

@@ -30,8 +30,10 @@ from hypothesis import strategies as st
 
 from nestrt.__main__ import main
 from nestrt.broker import audit as module
-from nestrt.broker.audit import MOST_KINDS, Audit, cut
-from nestrt.broker.audit_read import LONGEST_LINE, Follower, Reader, file_name, parse, stamp
+from nestrt.broker.audit import MOST_KINDS, Audit
+from nestrt.broker.audit_line import cut
+from nestrt.broker.audit_read import Follower, Reader, parse
+from nestrt.broker.lines import LONGEST_LINE, file_name, stamp
 from nestrt.broker.peer import Peer
 from nestrt.broker.refusal import Refusal
 from nestrt.cli import audit as cli
