@@ -32,7 +32,7 @@ COMMANDS = {
     "check": "whether the laws hold for a running guest",
     "policy": "check policies and bindings, explain what a bundle gets",
     "broker": "the daemon: what the kernel does not delegate, done for guests that ask",
-    "audit": "what guests have asked the broker to change, done and refused",
+    "audit": "what guests have asked the broker to change, and root by commands",
     "hooks": "bind the plugin to engines that run other runtimes",
     "hook": "the plugin: what engines call for each container",
     "wrap": "the plugin: a runtime that prepares guests for another one",
@@ -169,7 +169,9 @@ def _engine(words: list[str]) -> int:
 
 def _form(verb: str, root: str, words: list[str]) -> str:
     """Which form of *verb* is meant: the "runtime"'s for a container of *root*, the "host"'s where *words* make no
-    sense to the runtime's, or "either", the host's if there is such a guest; "help": that of both is wanted."""
+    sense to the runtime's, or "either", the host's if there is such a guest; "help": that of both is wanted.
+
+    Of a container's id the beginning will do: it becomes the whole one in *words*, and means the same."""
     from os.path import isdir
 
     from nestrt.cli.options import parse_go
@@ -177,14 +179,24 @@ def _form(verb: str, root: str, words: list[str]) -> str:
     if words[:1] in (["--help"], ["-h"]):
         return "host" if verb in ("ps", "events") else "help"  # whose help tells of the runtime's form
     module = __import__(f"nestrt.cli.{verb}", fromlist=["OPTIONS"])
+    permute = verb not in ("ps", "exec")
     try:
-        single, repeated, operands = parse_go(module.OPTIONS, words, verb, permute=verb not in ("ps", "exec"))
+        single, repeated, operands = parse_go(module.OPTIONS, words, verb, permute)
     except NestrtError:
         return "host"
     if not operands:
         return "host" if verb in ("ps", "events") else "runtime"
-    if "/" not in operands[0] and isdir(f"{root}/{operands[0]}"):
-        return "runtime"
+    if "/" not in operands[0]:
+        if isdir(f"{root}/{operands[0]}"):
+            return "runtime"
+        from nestrt.cli._target import whole_id
+
+        if found := whole_id(root, operands[0]):
+            for place in (at for at, word in enumerate(words) if word == operands[0]):
+                named = [*words[:place], found, *words[place + 1 :]]
+                if parse_go(module.OPTIONS, named, verb, permute)[2][0] == found:  # not an option's value
+                    words[:] = named
+                    return "runtime"
     wider = {option.name for option in getattr(__import__(f"nestrt.cli._host_{verb}", fromlist=["x"]), "OPTIONS", ())}
     return "runtime" if wider and (single.keys() | repeated.keys()) - wider else "either"
 

@@ -7,25 +7,33 @@ import os
 
 from nestrt.broker import rules_text
 from nestrt.cli._ask_broker import ask
-from nestrt.cli._formats import Column, add_options, write_rows
+from nestrt.cli._formats import Column, add_options, plain, write_rows
 from nestrt.cli._view import write, write_json
 from nestrt.cli.broker import ACTIONS
 from nestrt.errors import HostError, InputError, NestrtError
 from nestrt.guest import remote
 from nestrt.guest.client import GuestError, printable
+from nestrt.host import short
+from nestrt.host.render import human
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 EPILOG = """
-GUEST is a name, or the path of a limit group where several guests of different engines have one name. Only guests of
-this level are served, and not their guests. See nestrt-broker(1).
+GUEST is a name, the beginning of an engine's id, or the path of a limit group where several guests of different engines
+have one name. Only guests of this level are served, and not their guests. See nestrt-broker(1).
 """
 RULES = """
 FILE has lines of cgrules.conf(5): user[:process] controllers destination. They come before the guest's own, and stay
 with the guest while it runs, whoever is the broker. Names are the guest's, destinations count from its root.
 """
+
+
+def _size(value: Any, raw: bool) -> str:
+    return plain(value) if raw or value is None else human(value)
+
+
 COLUMNS = (
     Column("NAME", "name"),
     Column("LEVEL", "level"),
@@ -37,10 +45,14 @@ COLUMNS = (
     Column("HOST RULES", "host_rules", right=True),
     Column("RULES", "rules", right=True),
     Column("REACTIONS", "reactions", right=True),
+    Column("MAX CONNECTIONS", "quota.connections", right=True),
+    Column("MAX REQUESTS/S", "quota.requests_per_second", right=True),
+    Column("MAX MESSAGE", "quota.message_bytes", _size, right=True),
 )
 CSV = (*COLUMNS, Column("SOCKET", "socket"))
 # As the broker calls them.
 NUMBERS = ("level", "pid", "connections", "requests", "refused", "host_rules", "rules", "reactions")
+QUOTA = ("requests_per_second", "connections", "message_bytes")
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,10 +88,11 @@ def main(argv: list[str]) -> int:
     if os.geteuid() != 0:
         raise HostError("ask", "the broker", "only root of its level may", "run it as root")
     if options.action == "status":
-        found = ask("io.nestrt.Host.Guests", {}).get("guests")
-        served = [_row(one) for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+        served = _served()
         served.sort(key=lambda row: (row["name"], row["group"]))
         return write_rows(options, served, CSV if options.format == "csv" else COLUMNS)
+    if options.action in ("rules", "release"):
+        options.guest = _named(options.guest)
     if options.action == "rules":
         return _rules(options)
     if options.action == "release":
@@ -89,16 +102,29 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _served() -> list[dict[str, Any]]:
+    found = ask("io.nestrt.Host.Guests", {}).get("guests")
+    return [_row(one) for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _named(name: str) -> str:
+    """The whole name where *name* is the beginning of an engine's id. Raises InputError where it is of several."""
+    found = short.pick(name, (row["name"] for row in _served())) if short.is_short(name) else None
+    return found or name
+
+
 def _row(guest: dict[str, Any]) -> dict[str, Any]:
     """A guest as ``--format json`` has it."""
 
-    def number(key: str) -> int | None:
-        value = guest.get(key)
+    def number(key: str, of: dict[str, Any] = guest) -> int | None:
+        value = of.get(key)
         return value if type(value) is int and value >= 0 else None  # -1: not made yet
 
+    quota = guest.get("quota")
+    most = {key: number(key, quota) for key in QUOTA} if isinstance(quota, dict) else None
     texts = {key: str(guest.get(of, "")) for key, of in (("name", "name"), ("group", "cgroup"), ("socket", "socket"))}
     first = {"name": texts["name"], "level": number("level"), "group": texts["group"]}
-    return {**first, **{key: number(key) for key in NUMBERS[1:]}, "socket": texts["socket"]}
+    return {**first, **{key: number(key) for key in NUMBERS[1:]}, "quota": most, "socket": texts["socket"]}
 
 
 def _rules(options: argparse.Namespace) -> int:

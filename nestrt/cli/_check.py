@@ -10,9 +10,9 @@ from nestrt.act.records import DIRECTORY as RECORDS
 from nestrt.act.records import RECORD_LIMIT, parse
 from nestrt.cli.engine import STATE_ROOT
 from nestrt.cli.hook import read_file
-from nestrt.errors import InputError, NestrtError, NotFound, StateError
+from nestrt.errors import NestrtError, NotFound, StateError
 from nestrt.host.laws_subject import Process, Subject, groups_of, read
-from nestrt.host.marks import TRUSTED, USER, escape, read_stamp
+from nestrt.host.marks import TRUSTED, USER, read_stamp
 from nestrt.host.sight import Sight, find
 from nestrt.host.walk import Guest
 from nestrt.level.limits import from_mark
@@ -27,34 +27,18 @@ if TYPE_CHECKING:
 
     from nestrt.plan.facts import Hierarchy
 
-LONG_ID = 32  # hexadecimal digits, the least that an engine's own ids have
-SHORTEST_PREFIX = 3
-
 
 def named(sight: Sight, word: str) -> tuple[Guest, int]:
     """The guest that *word* means, and the process if it is one's number, else 0.
 
-    A name comes before a pid, and both before the beginning of an engine's long id.
-    Raises NotFound, InputError (it is not the only one).
+    A name, or a short id, comes before a pid; no pid is a short id. Raises NotFound, InputError (of several).
     """
     try:
         return find(sight.view, word), 0
-    except NotFound as error:
+    except NotFound:
         if word.isascii() and word.isdigit() and len(word) < 10:
             return _of_process(sight, int(word)), int(word)
-        guests = [guest for guest in sight.view.everyone() if _begins(guest.name, word)]
-        if len(guests) == 1:
-            return guests[0], 0
-        if guests:
-            names = " or ".join(escape(guest.name) for guest in guests[:8])
-            raise InputError("check", f"guest {word}", f"{len(guests)} ids begin so", f"say {names}") from None
-        raise error
-
-
-def _begins(name: str, word: str) -> bool:
-    own = name.rpartition("/")[2]
-    hexadecimal = len(own) >= LONG_ID and set(own) <= set("0123456789abcdef")
-    return hexadecimal and len(word) >= SHORTEST_PREFIX and name.startswith(word)
+        raise
 
 
 def _of_process(sight: Sight, pid: int) -> Guest:

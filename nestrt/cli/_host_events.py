@@ -17,7 +17,8 @@ from nestrt.errors import HostError, InputError, NotFound
 from nestrt.host.event import KINDS, USUAL, Event, Known
 from nestrt.host.history import guests_of, kills, merge, starts
 from nestrt.host.pressure import LONGEST_WINDOW, SHORTEST_WINDOW, Trigger
-from nestrt.host.walk import walk
+from nestrt.host.short import may_be_short, pick, split, whole_name
+from nestrt.host.walk import walk, walk_to
 from nestrt.level.values import suggestion
 from nestrt.probe.facts import read_hierarchies
 
@@ -62,6 +63,7 @@ def main(argv: list[str]) -> int:
         raise HostError("watch", "the groups of this machine", "no cgroup hierarchy is mounted", "mount one")
     if os.geteuid() != 0:
         print("nestrt: marks and the kernel's log are for root to read: run it as root to see more", file=sys.stderr)
+    options.names = [_whole(name, options, hierarchies) for name in options.names]
     if options.totals:
         from nestrt.cli._events_totals import totals
 
@@ -133,6 +135,19 @@ def _is_named(names: list[str], name: str, path: str) -> bool:
         one in (name, path) or name.startswith(one + "/") or (one[0:1] == "/" and path.startswith(one + "/"))
         for one in names
     )
+
+
+def _whole(name: str, options: argparse.Namespace, hierarchies: tuple[Hierarchy, ...]) -> str:
+    """*name* with whole ids for their beginnings: of guests that are there, or of ended ones, where the past is asked
+    for. Raises InputError."""
+    if not may_be_short(name):
+        return name
+    guests = walk_to(hierarchies, [name]).guests
+    word, rest = split(name)
+    found = pick(word, [guest.name for guest in guests if not guest.claim])
+    if found is None and (options.since or not options.follow):
+        found = pick(word, {event.name for event in recorded(options.directory, 0.0, time.time()) if not event.claim})
+    return whole_name((found or word) + rest, guests)
 
 
 def _leads(names: list[str], guest: Known) -> bool:

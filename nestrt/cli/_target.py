@@ -8,6 +8,7 @@ import sys
 from nestrt.act import members
 from nestrt.cli.options import Option, parse, usage
 from nestrt.errors import HostError, InputError, NestrtError, NotFound, StateError
+from nestrt.host.short import is_short, whole_name
 from nestrt.host.sight import find
 from nestrt.host.walk import walk, walk_to
 from nestrt.probe.facts import read_hierarchies
@@ -66,6 +67,17 @@ def look(name: str, hierarchies: tuple[Hierarchy, ...] | None = None) -> tuple[V
     else:
         view = walk_to(hierarchies, [name])
     return view, find(view, name)
+
+
+def whole_id(root: str, word: str) -> str:
+    """The id of the container of *root* that is a guest and that *word*, the beginning of its id, means; "" if none."""
+    if not is_short(word):
+        return ""
+    try:
+        found = whole_name(word, walk(read_hierarchies(), inside=False).guests)
+    except NestrtError:  # of several: whoever looks for the guest says so
+        return ""
+    return found if os.path.isdir(f"{root}/{found}") else ""
 
 
 def of_guest(view: View, guest: Guest) -> tuple[Hierarchy, ...]:

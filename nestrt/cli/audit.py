@@ -1,4 +1,4 @@
-"""``nestrt audit``: what guests have asked the broker to change, done and refused."""
+"""``nestrt audit``: what guests have asked the broker to change, and root by commands, done and refused."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from datetime import datetime
 from itertools import chain, islice
 from typing import Any, Iterator
 
-from nestrt.broker.audit_read import DIRECTORY, Entry, Follower, Reader
+from nestrt.broker.audit_line import DIRECTORY, VARIABLE, audit_directory
+from nestrt.broker.audit_read import Entry, Follower, Reader
+from nestrt.broker.lines import COMMANDS, SUFFIX
 from nestrt.cli._formats import Column, add_options, write_rows
 from nestrt.cli._view import write
 from nestrt.errors import InputError
 from nestrt.host.marks import escape
+from nestrt.host.short import is_short, pick, split
 from nestrt.host.template import is_template
 
 FIELDS = (
     "time", "guest", "peer.user", "peer.pid", "method", "group", "key", "old", "new", "verdict", "message", "repeated",
-    "lost",
+    "lost", "peer.login",
 )  # fmt: skip
 # What most lines do not have, and a template may ask for.
 ABSENT = {"message": None, "repeated": None, "lost": None}
@@ -32,8 +35,9 @@ LAST = 10  # lines that --follow begins with
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 EPILOG = """
 TIME is 10m, 2h or 3d ago, or like 2026-11-30T12:00, 2026-11-30T12:00:00Z or 12:00; without a zone it is this
-machine's. USER and GROUP are as the guest counts, PID as this level does. A value that is longer than its
-column ends in "…"; the other forms have it as it was written down, json as the line itself.
+machine's. USER and GROUP are as the guest counts, PID as this level does; in parentheses is the user who logged in,
+where root has it from su or sudo. A value that is longer than its column ends in "…"; the other forms have it as it
+was written down, json as the line itself.
 """
 
 
@@ -41,7 +45,8 @@ def main(argv: list[str]) -> int:
     """Carry out ``nestrt audit ARGV``. Returns 0; raises InputError, NotFound, KernelError."""
     parser = argparse.ArgumentParser(
         prog="nestrt audit",
-        description="Show what guests have asked the broker to change: a line for each change, done or refused.",
+        description="Show what guests have asked the broker to change, and what root has changed by update, freeze, "
+        "thaw, kill, exec, lock, unlock and host: a line for each change, done or refused.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -52,8 +57,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-f", "--follow", action="store_true", help="and what is to come, until it is stopped")
     parser.add_argument("--refused", action="store_true", help="only what was refused")
     parser.add_argument("--group", metavar="GROUP", help="only this group of the guest and those below it")
-    parser.add_argument("--method", metavar="METHOD", help="only this method: Set, Devices, Attach …")
-    parser.add_argument("--directory", metavar="DIR", default=DIRECTORY, help=f"where it is (default: {DIRECTORY})")
+    parser.add_argument("--method", metavar="METHOD", help="only this method: Set, SetLimits, Exec, Freeze …")
+    text = f"where it is (default: ${VARIABLE}, else {DIRECTORY})"
+    parser.add_argument("--directory", metavar="DIR", default=audit_directory(), help=text)
     add_options(parser, ("text", "json", "yaml", "csv"), "text")
     options = parser.parse_args(argv)
     if options.lines is not None and options.lines < 0:
@@ -63,6 +69,7 @@ def main(argv: list[str]) -> int:
     now = time.time()
     since, until = (moment(text, now) if text else None for text in (options.since, options.until))
     reader = Reader(options.directory)
+    name = None if options.name is None else _named(options.name, reader)
 
     def keep(entry: Entry) -> bool:
         return (
@@ -73,11 +80,11 @@ def main(argv: list[str]) -> int:
 
     def parts() -> Iterator[Iterator[Entry]]:
         if not options.follow:
-            yield reader.read(options.name, since, until, options.lines, keep)
+            yield reader.read(name, since, until, options.lines, keep)
             return
-        follower = Follower(reader, options.name, keep)
+        follower = Follower(reader, name, keep)
         lines = LAST if options.lines is None and since is None else options.lines
-        yield reader.read(options.name, since, None, lines, keep, before=follower.begun)
+        yield reader.read(name, since, None, lines, keep, before=follower.begun)
         while True:
             yield iter(follower.poll())
             time.sleep(PAUSE)
@@ -89,12 +96,29 @@ def main(argv: list[str]) -> int:
         begin = list(islice(first, 1))
         rows: Iterator[Entry] = chain(begin, first, chain.from_iterable(blocks))
         if is_template(options.format):
-            rows = ({**ABSENT, **entry} for entry in rows)
+            rows = map(_complete, rows)
         return write_rows(options, rows, COLUMNS, live=options.follow)
     show = Table(not options.no_headings) if options.format == "text" else Plain()
     for part in parts():
         show.write(part)
     return 0
+
+
+def _named(name: str, reader: Reader) -> str:
+    """*name* with an engine's whole id in place of its beginning, where guests of such ids have an audit: also those
+    that have ended. Raises InputError, NotFound, KernelError."""
+    word, rest = split(name)
+    if not is_short(word):
+        return name
+    # Files are called by what file_name() makes of names: "%2F" of a slash, of an id nothing else.
+    bases = (base.removesuffix(SUFFIX).removesuffix(COMMANDS) for base in reader.names())
+    found = pick(word, (base.partition("%2F")[0] for base in bases))
+    return (found or word) + rest
+
+
+def _complete(entry: Entry) -> Entry:
+    peer = entry.get("peer")
+    return {**ABSENT, **entry, "peer": {"login": None, **peer} if isinstance(peer, dict) else None}
 
 
 def moment(text: str, now: float) -> float:
@@ -147,7 +171,10 @@ def row(entry: Entry) -> tuple[str, ...]:
     """One entry under HEADER."""
     peer = entry.get("peer")
     peer = peer if isinstance(peer, dict) else {}
-    texts = (peer.get("user"), peer.get("pid"), *(entry.get(key) for key in ("method", "group", "key", "old", "new")))
+    user = peer.get("user")
+    if peer.get("login") is not None:
+        user = f"{user} ({cell(peer['login'])})"
+    texts = (user, peer.get("pid"), *(entry.get(key) for key in ("method", "group", "key", "old", "new")))
     verdict = str(entry.get("verdict"))
     if verdict != "done":
         verdict += f": {entry.get('message') or ''}"

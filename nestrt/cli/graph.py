@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="one guest: web, web/db, or its limit group's path")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a guest: web, web/db, a short id, its limit group")
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="where to (default: standard output)")
     parser.add_argument("--format", choices=("svg", "html"), help="default: by FILE's name, else svg")
     parser.add_argument("--by", choices=RESOURCES, default="memory", help="what is drawn (default: memory)")

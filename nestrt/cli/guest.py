@@ -12,7 +12,7 @@ import os
 import re
 from typing import Any
 
-from nestrt.errors import NestrtError
+from nestrt.errors import InputError, NestrtError
 from nestrt.guest import client, remote
 
 
@@ -40,7 +40,8 @@ def host_view(name: str) -> client.View:
     hierarchies = client.read_hierarchies()
     limit = f"/nestrt/{parts[0]}"
     if not any(os.path.isdir(hierarchy.root + limit) for hierarchy in hierarchies):
-        limit = engine_group(parts[0]) or limit
+        limit, parts[0] = engine_group(parts[0], operation) or (limit, parts[0])
+        name = "/".join(parts)
     limit += "".join(f"/guest/nestrt/{part}" for part in parts[1:])
     found, marks = [], []
     for hierarchy in hierarchies:
@@ -63,20 +64,24 @@ def host_view(name: str) -> client.View:
     return client.View(tuple(found), stamp, (owner.st_uid, owner.st_gid), f"nestrt guest --of {name}")
 
 
-def engine_group(name: str) -> str:
-    """The limit group of an engine's container that is a guest of this level, "" if none is called so.
+def engine_group(name: str, operation: str) -> tuple[str, str] | None:
+    """The limit group and whole name of an engine's container that is a guest of this level, None if none is called so.
 
-    A claim is none: whoever wrote it could choose what the host's root is led to.
+    A claim is none: whoever wrote it could choose what the host's root is led to. Raises GuestError where *name*
+    is the beginning of several ids.
     """
+    from nestrt.host.short import is_short
     from nestrt.host.sight import find
     from nestrt.host.walk import walk_to
     from nestrt.probe.facts import read_hierarchies
 
     try:
         guest = find(walk_to(read_hierarchies(), [name]), name)
-    except NestrtError:
-        return ""
-    return "" if guest.claim else guest.path
+    except NestrtError as error:
+        if isinstance(error, InputError) and is_short(name):
+            raise client.GuestError(2, operation, error.reason, error.remedy) from None
+        return None
+    return None if guest.claim else (guest.path, guest.name)
 
 
 def read_mark(directory: str) -> dict[str, Any]:

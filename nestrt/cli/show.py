@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", metavar="NAME", help="web, web/db for a guest's guest, or its limit group's path")
+    parser.add_argument("name", metavar="NAME", help="web, web/db for a guest's guest, a short id, or its limit group")
     add_options(parser, ("text", "json", "yaml"), "text")
     options = parser.parse_args(argv)
     sight = look([options.name])

@@ -44,8 +44,8 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "name", metavar="NAME|GROUP", nargs="?", help="one guest: web, web/db, or its limit group's path; or a group "
-        "of one: web:/job, /nestrt/web/guest/job"
+        "name", metavar="NAME|GROUP", nargs="?", help="one guest: web, web/db, a short id, or its limit group's path; "
+        "or a group of one: web:/job, /nestrt/web/guest/job"
     )  # fmt: skip
     parser.add_argument("-p", "--processes", action="store_true", help="also the processes")
     parser.add_argument(

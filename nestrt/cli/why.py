@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nestrt.host.keys import Value
 
 EPILOG = """
-GROUP is a guest's name (web, web/db: what its guest root has), a group of a guest (web:/job), a
+GROUP is a guest's name (web, web/db: what its guest root has) or short id, a group of one (web:/job), a
 group's path (/nestrt/web/guest/job), or its directory. KEY is memory, memory.max, cpu, pids, … or a
 file of cgroup v1. Without KEY: every limit that is set somewhere on the way.
 

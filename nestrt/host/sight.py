@@ -13,6 +13,7 @@ from nestrt.errors import InputError, NotFound
 from nestrt.host.effective import Limit, Reader, cpu_time
 from nestrt.host.marks import escape, read_stamp, valid_name
 from nestrt.host.processes import Process, add_commands, control_text, first_process, is_running, processes
+from nestrt.host.short import whole_name
 from nestrt.host.walk import Guest, View
 from nestrt.kernel import bpf
 from nestrt.level.values import closest
@@ -187,9 +188,10 @@ def _is_group(guest: Guest, name: str) -> bool:
 def find(view: View, name: str) -> Guest:
     """The guest called *name* ("web", "web/db"), or whose limit group's path that is ("/nestrt/web").
 
-    A guest of this level comes before a claim of the same name. Raises NotFound, naming what is close,
-    and InputError where claims of one name cannot be told apart.
+    The beginning of an engine's id will do: see short.py. A guest of this level comes before a claim of the same name.
+    Raises NotFound, naming what is close, and InputError where claims of one name, or ids, cannot be told apart.
     """
+    given, name = name, whole_name(name, view.guests)
     everyone = list(view.everyone())
     found = [guest for guest in everyone if name in (guest.name, guest.path)]
     found = [guest for guest in found if not guest.claim] or found
@@ -203,4 +205,4 @@ def find(view: View, name: str) -> Guest:
     remedy = f"did you mean {escape(near)}?" if near else "nestrt ls shows all guests"
     if not everyone:
         remedy = "there is no guest in sight at all"
-    raise NotFound("find", f"guest {name}", "there is no such guest", remedy)
+    raise NotFound("find", f"guest {given}", "there is no such guest", remedy)

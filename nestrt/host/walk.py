@@ -23,6 +23,7 @@ import errno
 import os
 
 from nestrt.host.marks import STAMPS, TRUSTED, Mark, escape, read_mark, read_stamp, valid_name
+from nestrt.host.short import whole_name
 from nestrt.plan.facts import Hierarchy
 from nestrt.probe.facts import primary
 from nestrt.record import record
@@ -298,13 +299,15 @@ def walk(hierarchies: tuple[Hierarchy, ...], everywhere: bool = False, inside: b
 
 def walk_to(hierarchies: tuple[Hierarchy, ...], names: Iterable[str]) -> View:
     """The view of walk(), where of the outermost guests only those have groups and guests that *names* are, or are in:
-    names of guests ("web", "web/db", "web:/job") or paths of groups. Of the others the limit group is looked at.
+    names of guests ("web", "web/db", "web:/job"), or short ids, or paths of groups. Of the others the limit group is
+    looked at.
 
     Where one of *names* leads into no outermost guest it is the whole view, for whoever says what is like it.
+    Raises InputError for a short id of several.
     """
     view = walk(hierarchies, inside=False)
     meant: dict[str, Guest] = {}
-    for name in names:
+    for name in (whole_name(each, view.guests) for each in names):
         found = [
             guest
             for guest in view.guests

@@ -20,6 +20,7 @@ from nestrt.host.effective import Reader, ancestors, usage
 from nestrt.host.keys import Key
 from nestrt.host.marks import escape
 from nestrt.host.processes import Process, processes, read_text
+from nestrt.host.short import LONGEST_PID
 from nestrt.host.sight import find
 from nestrt.host.walk import Guest, View, along, at, walk_to
 from nestrt.kernel.mountinfo import read_cgroups
@@ -84,9 +85,9 @@ class Subject:
 
 
 def subject(hierarchies: tuple[Hierarchy, ...], text: str) -> Subject:
-    """What *text* means: a pid, a guest's name ("web", "web/db"), a group of a guest ("web:/job"), a group's path
-    ("/nestrt/web") or directory ("/sys/fs/cgroup/memory/nestrt/web"). Raises NotFound, InputError."""
-    if text.isascii() and text.isdigit() and len(text) < 20:
+    """What *text* means: a pid, a guest's name ("web", "web/db") or short id, a group of one ("web:/job"), a group's
+    path ("/nestrt/web") or directory ("/sys/fs/cgroup/memory/nestrt/web"). Raises NotFound, InputError."""
+    if text.isascii() and text.isdigit() and len(text) <= LONGEST_PID:
         return _of_pid(hierarchies, int(text))
     name, colon, inner = text.partition(":")
     if text.startswith("/"):
