@@ -133,7 +133,8 @@ def test_clamp(lxc: Lxc, private: bool) -> None:
             "handle": "grep Seccomp: /proc/self/status",
             "eat": f"{enter}; dd if=/dev/zero of=/dev/null bs=96M count=1; echo status $?",
             "cpu": f"{enter}; taskset 2 true",
-            "fork": f"{enter}; n=0; while [ $n -lt 60 ]; do sleep 3 & n=$((n+1)); echo $n; done",
+            "fork": f"{enter}; n=0; while [ $n -lt 60 ]; do sleep 600 < /dev/null > /dev/null 2>&1 & n=$((n+1)); "
+            "echo $n; done",
         },
     )
     assert answers.text("nest").splitlines()[-1] == "/"

@@ -9,17 +9,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nestrt.act.records import parse
-from support.engines import thaw
+from support.engines import kill, thaw
 from support.hostside import groups, hierarchy_of, processes
 from support.need import SLOW
 from support.podman import IMAGE, Podman, split
@@ -183,9 +182,7 @@ def test_the_engine_is_killed(hooked: Hooked, victim: str) -> None:
     name = hooked.start(*NESTED, "--memory", "64m", "--pids-limit", "50", "--cpus", "0.5", *SLEEP)
     group = hooked.podman.group(name)
     stands = limits(group)
-    for pid, words in hooked.nest.processes().items():
-        if words.partition(" ")[0].endswith(victim):
-            os.kill(pid, signal.SIGKILL)
+    kill(pid for pid, words in hooked.nest.processes().items() if words.partition(" ")[0].endswith(victim))
     assert processes(group)
     assert limits(group) == stands
     hooked.remove(name)
@@ -218,8 +215,9 @@ def test_podman_killed_while_it_starts(hooked: Hooked) -> None:
                 if not directory.name.endswith("conmon") and (directory / "guest").is_dir():
                     group = f"{hooked.nest.group}/{directory.name}"
                     if processes(group):
-                        assert limits(group)["pids"] == "50"
-                        assert limits(group)["memory"] == str(64 << 20)
+                        with suppress(OSError):  # what podman has left behind is removed at this moment
+                            stands = limits(group)
+                            assert (stands["pids"], stands["memory"]) == ("50", str(64 << 20))
     if hooked("rm", "-a", "-f", "-t", "0", timeout=60).rc:
         # podman was killed with a mount of its own half made.
         for point in hooked.nest.mounts(f"{hooked.nest.store}/"):

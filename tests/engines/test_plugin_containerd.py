@@ -18,6 +18,7 @@ import subprocess
 
 import pytest
 
+from support.engines import kill
 from support.guests import script
 from support.hostside import group_file, groups, hierarchies, is_v2_only, read
 from support.plugin import RUNC, memberships
@@ -187,8 +188,7 @@ def test_killed_runtime(containerd: WrappedContainerd) -> None:
     starting = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, env=containerd.nest.env)
     wait_for(lambda: processes_of(containerd, "/bin/sh", "slow-runc", "create"), "the runtime")
     assert all(h.group(containerd.group("one")).is_dir() for h in hierarchies())
-    for number in processes_of(containerd, "/bin/sh", "slow-runc", "create"):
-        os.kill(number, signal.SIGKILL)
+    kill(processes_of(containerd, "/bin/sh", "slow-runc", "create"))
     assert starting.wait(30) != 0
     containerd.nest.inside(f"{store}/gate").touch()
     containerd("container", "delete", "one")

@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from support.broker import running
+from support.engines import kill
 from support.guests import script
 from support.hostside import group_file, groups, hierarchies, mark, read
 from support.plugin import COMMAND, memberships
@@ -313,8 +314,7 @@ def test_killed_runtime(podman: HookedPodman, stage: str) -> None:
     # A createContainer hook runs in the container's namespaces, and is known by the network's alone.
     starting = podman.begin("--name", "victim", "--network", "host", *POLICY, *SLEEP)
     wait_for(lambda: processes_of(podman, "/slow"), "the hook of another")
-    for number in processes_of(podman, "runc", "create"):
-        os.kill(number, signal.SIGKILL)
+    kill(processes_of(podman, "runc", "create"))
     release()
     assert starting.wait(30) != 0
     removed(podman)
@@ -329,8 +329,7 @@ def test_killed_create_runtime_hook(podman: HookedPodman) -> None:
     with locked(podman.nest.inside(f"/run/nestrt/plugin/{name}")):
         release()
         wait_for(lambda: processes_of(podman, "hook", "createRuntime"), "nestrt's hook")
-        for number in processes_of(podman, "hooks/nestrt", "createRuntime"):
-            os.kill(number, signal.SIGKILL)
+        kill(processes_of(podman, "hooks/nestrt", "createRuntime"))
     assert starting.wait(60) != 0
     removed(podman)
 
@@ -342,8 +341,7 @@ def test_killed_precreate_hook(podman: HookedPodman) -> None:
     with locked(lock):
         starting = podman.begin("--name", "victim", *POLICY, *SLEEP)
         wait_for(podman.records, "the record")
-        for number in processes_of(podman, "hooks/nestrt", "precreate"):
-            os.kill(number, signal.SIGKILL)
+        kill(processes_of(podman, "hooks/nestrt", "precreate"))
         assert starting.wait(60) != 0
     removed(podman)
 
@@ -357,8 +355,7 @@ def test_killed_engine(podman: HookedPodman) -> None:
     wait_for(lambda: podman.records() and processes_of(podman, "/slow"), "the hook behind nestrt's")
     (record,) = podman.records().values()
     assert all((h.group(record["group"])).is_dir() for h in hierarchies())
-    for number in processes_of(podman, "podman", "--name victim"):
-        os.kill(number, signal.SIGKILL)
+    kill(processes_of(podman, "podman", "--name victim"))
     starting.wait(60)
     release()
     podman.nest.inside(f"{podman.directory}/z-slow.json").unlink()

@@ -328,7 +328,7 @@ def test_networks(podman: Podman) -> None:
     server = podman.start("--", "sh", "-c", "while :; do echo hello | nc -l -p 80; done")
     address = podman.inspect(server)["NetworkSettings"]["IPAddress"]
     assert address
-    asked = f"for n in 1 2 3 4 5; do nc -w 5 {address} 80 </dev/null && exit; sleep 0.2; done; exit 1"
+    asked = f"for n in $(seq 50); do nc -w 5 {address} 80 </dev/null && exit; sleep 0.2; done; exit 1"
     assert "hello" in podman.run("--rm", "--", "sh", "-c", asked).ok().out
     joined = podman.run("--rm", "--network", f"container:{server}", "--", "ip", "-4", "addr").ok().out
     assert address in joined

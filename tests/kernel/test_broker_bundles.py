@@ -26,7 +26,10 @@ import json, socket, sys
 def ask(method, **parameters):
     with socket.socket(socket.AF_UNIX) as one:
         one.settimeout(60)
-        one.connect("/run/nestrt/guest.sock")
+        try:
+            one.connect("/run/nestrt/guest.sock")
+        except ConnectionRefusedError as error:  # the socket of a broker that is no more
+            return {"error": str(error)}
         one.sendall(json.dumps({"method": "io.nestrt.Guest." + method, "parameters": parameters}).encode() + b"\\0")
         found = b""
         while not found.endswith(b"\\0"):

@@ -704,9 +704,9 @@ def test_what_does_not_stop_keeps_nobody_else_waiting(one: Direct) -> None:
                     nursery.start_soon(freeze, told)
                 await trio.sleep(0.5)
                 for group in ("web", "init") * 5:
-                    with trio.fail_after(2):
+                    with trio.fail_after(6):
                         await one.ask(METHODS, one.request("Attach", group=group, pids=[0]))
-                with trio.fail_after(5):
+                with trio.fail_after(8):
                     await one.ask(METHODS, one.request("Freeze", group="web"))
                     await one.ask(METHODS, one.request("Kill", group="web"))
         assert told == ["Busy"] * 3

@@ -33,7 +33,7 @@ from nestrt.kernel import namespaces
 from nestrt.net.process_events import ProcessEvents
 from support.broker import Broker, Refused, settled, start_guest
 from support.broker import running as running_broker
-from support.hostside import groups, is_v2_only
+from support.hostside import below, directories, groups, is_v2_only
 from support.need import SLOW
 from support.rootfs import CHECKOUT, PythonRoot, python_root
 from support.runner import Nestrt, wait_for
@@ -122,7 +122,7 @@ async def set_rules(parts: Parts, guest: Direct, *lines: str) -> list[str]:
     return found
 
 
-async def until(condition: Callable[[], bool], what: str, seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
     with trio.move_on_after(seconds * SLOW):
         while not condition():
             await trio.sleep(0.01)
@@ -219,8 +219,9 @@ def test_what_the_guest_placed_by_hand_stays(one: Direct, parts: Parts) -> None:
                 continue
             _, pid = one.fork(1000, "time.sleep(0.4)\n" + EXEC)
             one.enter(pid, place)
-            await moment(0.8)
-            assert "sleep" in Path(f"/proc/{pid}/comm").read_text()
+            comm = Path(f"/proc/{pid}/comm")
+            await until(lambda comm=comm: "sleep" in comm.read_text(), "its exec")  # type: ignore[misc]
+            await moment()
             assert one.group_of(pid) == place
         # What rules have placed is for rules to place again.
         _, pid = one.fork(1000, EXEC)
@@ -316,7 +317,7 @@ MARKS = [
 def test_a_mark_that_somebody_else_wrote(one: Direct, parts: Parts, content: bytes) -> None:
     """As root of the guest with all capabilities can: nothing is placed elsewhere, and nothing fails."""
     os.setxattr(rules_store.place(one.served, rules_store.OWN), rules_store.OWN, content)
-    before = sorted(str(path) for top in groups(one.limit) for path in top.rglob("*") if path.is_dir())
+    before = sorted(map(str, directories(one.limit)))
 
     async def action() -> None:
         await rules.restore(parts, one.served)  # type: ignore[arg-type]
@@ -325,7 +326,7 @@ def test_a_mark_that_somebody_else_wrote(one: Direct, parts: Parts, content: byt
         assert one.group_of(pid) in ("/init", "/_._.._..")
 
     run(parts, action)
-    after = sorted(str(path) for top in groups(one.limit) for path in top.rglob("*") if path.is_dir())
+    after = sorted(map(str, directories(one.limit)))
     assert before == [path for path in after if "_._" not in path]
 
 
@@ -528,7 +529,7 @@ def test_more_groups_than_the_guest_may_have(scratch: Path, parts: Parts, new_gu
             guest.fork(0, body + "    os.setresuid(-1, 0, -1)")
             await until(lambda: bool(parts.entries("QuotaExceeded")), "the first that is one too many", 10)
             await moment(1.0)
-            made = [path for path in groups(guest.top)[0].rglob("*") if path.is_dir()]
+            made = below(groups(guest.top)[0])[1:]
             assert len(made) < 8
             assert len(parts.entries("QuotaExceeded")) < 20, "told a few times, not each time"
 
@@ -581,7 +582,8 @@ def test_the_sockets_own_reading() -> None:
         assert done.pid in pids
         assert not lost
         forged([done.pid] * 5, events)
-        assert events.read(1000) == ([], False)
+        pids, lost = events.read(1000)
+        assert (done.pid in pids, lost) == (False, False)
         assert events.forged == 5
     finally:
         events.close()
@@ -593,8 +595,7 @@ def test_a_name_that_is_no_text(one: Direct) -> None:
     events = ProcessEvents()
     try:
         _, pid = one.fork(0, NAMED.format(bytes([255, 254, 128, 10, 47])))
-        time.sleep(0.2 * SLOW)
-        assert pid in events.read(1000)[0]
+        wait_for(lambda: pid in events.read(1000)[0], "its name")
     finally:
         events.close()
 
@@ -642,11 +643,12 @@ def test_a_storm_in_one_guest_is_its_own(
             _, pid = two.fork(1000, EXEC)
             await until(lambda pid=pid: two.group_of(pid) == "/y", "the other guest's", 5)  # type: ignore[misc]
             waits.append(time.monotonic() - began)
-        assert sorted(waits)[len(waits) // 2] < 1.0, waits
+        assert sorted(waits)[len(waits) // 2] < 3.0, waits
         before = os.times()
         await trio.sleep(1)
         used = os.times()
-        assert used.user + used.system - before.user - before.system < 0.8, "the broker's own share of the machine"
+        share = (used.user + used.system - before.user - before.system) / (used.elapsed - before.elapsed)
+        assert share < 0.8, "the broker's own share of the machine"
         stormy = parts.classifier.guests[one.served.root]
         assert stormy.lost or stormy.waiting
         assert len(stormy.waiting) <= classify.MOST_WAITING + 20, "and those of one look through its groups"

@@ -48,10 +48,8 @@ def start(broker: Broker, nestrt: Nestrt, python: PythonRoot, new_guest: Callabl
 
 def subscribe(broker: Broker, guest: BrokerGuest, *kinds: str) -> None:
     """A stream called "s", which is told of what happens from now on."""
-    assert broker.process is not None
-    before = inotify_watches(broker.process.pid)
     guest.order("stream", key="s", method="io.nestrt.Guest.Events", parameters={"kinds": list(kinds)})
-    wait_for(lambda: broker.process and inotify_watches(broker.process.pid) > before, "the subscription")
+    next_event(guest, "listening")
 
 
 def next_event(guest: BrokerGuest, kind: str, text: str = "") -> dict[str, Any]:
@@ -61,7 +59,7 @@ def next_event(guest: BrokerGuest, kind: str, text: str = "") -> dict[str, Any]:
         reply = guest.order("next", key="s", seconds=5 * SLOW)
         assert "parameters" in reply, (reply, seen)
         event: dict[str, Any] = reply["parameters"]["event"]
-        if event["kind"] == kind and text in (event["detail"] or ""):
+        if event["kind"] == kind and text in (event.get("detail") or ""):
             return event
         seen.append(event)
     raise AssertionError(seen)
@@ -69,8 +67,10 @@ def next_event(guest: BrokerGuest, kind: str, text: str = "") -> dict[str, Any]:
 
 def hog(guest: BrokerGuest) -> int:
     """Start one in /web; its pid in the guest."""
-    pid = guest.spawn(f"sleep 0.5; exec /usr/bin/python3 -ISc '{HOG}'")
+    pid = guest.spawn(f"kill -STOP $$; exec /usr/bin/python3 -ISc '{HOG}'")
+    guest.shell(f"until grep -q 'State:.T' /proc/{pid}/status; do sleep 0.05; done")
     guest.call("Attach", group="web", pids=[pid])
+    guest.shell(f"kill -CONT {pid}")
     return pid
 
 

@@ -18,6 +18,7 @@ from nestrt.act.process import Guest
 from nestrt.oci.model import Device, Mount
 from support.hostside import hierarchies, is_v2_only
 from support.mounting import PROC, SHM, SYS, USUAL, Refused, mounted, mounts_at, mounts_of, read, shared_mount, spec
+from support.need import SLOW
 
 
 @pytest.fixture
@@ -226,7 +227,7 @@ def test_a_launch_on_shared_mounts(nestrt: Any, guest_name: str, root: Path, tmp
         assert process.stdout.readline().strip() in ("ready", b"ready"), process.stderr.read()
         during = mounts_at(root, tmp_path)
         process.stdin.close()
-        process.wait(30)
+        process.wait(30 * SLOW)
         assert during == before
 
 

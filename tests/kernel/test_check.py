@@ -38,7 +38,7 @@ from support.hostside import (
     mark,
     v2_hierarchy,
 )
-from support.need import require
+from support.need import SLOW, require
 from support.plugin import RUNTIMES, Wrapped, wrapped_bundles
 from support.rootfs import COMMAND, PythonRoot
 from support.runner import Nestrt, Result, wait_for
@@ -191,7 +191,7 @@ def test_help_says_what_the_statuses_mean(nestrt: Nestrt) -> None:
 def test_without_rights_nothing_is_known(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
     launch(nestrt, guest_name, busybox)
     words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", nestrt.command, "check", "--format", "json"]
-    done = subprocess.run([*words, guest_name], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*words, guest_name], capture_output=True, text=True, timeout=60 * SLOW)
     found = read(Result(tuple(words), done.returncode, done.stdout, done.stderr))
     assert set(found.laws.values()) == {None}, found.result
     assert found.result.rc == 1
@@ -310,7 +310,7 @@ def test_a_guests_guest_is_checked_from_both_levels(nestrt: Nestrt, guest_name: 
     assert check(nestrt, guest_name).broken() == {}
     pid = str(mark(limit_group(guest_name))["pid"])
     words = [NSENTER, "-t", pid, "-a", COMMAND, "check", "--format", "json", "inner"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120 * SLOW, stdin=subprocess.DEVNULL)
     inside = read(Result(tuple(words), done.returncode, done.stdout, done.stderr))
     assert inside.broken() == {}, inside.result
 
@@ -495,7 +495,7 @@ def test_a_lost_cover_is_found(nestrt: Nestrt, guest_name: str, busybox: Path, h
     assert hierarchy is not None
     file = f"{hierarchy.mountpoint}/pids.max"
     words = ["umount", file] if how == "taken off" else ["mount", "-o", "remount,bind,rw", file]
-    subprocess.run([NSENTER, "-t", str(pid), "-m", "-p", *words], check=True, timeout=60)
+    subprocess.run([NSENTER, "-t", str(pid), "-m", "-p", *words], check=True, timeout=60 * SLOW)
     for options in ((), ("--passive",)):
         found = check(nestrt, *options, guest_name)
         assert found.broken() == {"lock": False}, found.result
@@ -551,7 +551,7 @@ def container_of_runc(tmp_path: Path, rootfs: Path, devices: list[dict[str, Any]
     """A container of runc on a bundle as engines write it, and a mark set by hand: (limit group, first process)."""
     id = f"nestrt-runc-{os.getpid():x}"
     group, state = f"/{id}", tmp_path / "state"
-    subprocess.run(["runc", "spec"], cwd=tmp_path, check=True, timeout=60)
+    subprocess.run(["runc", "spec"], cwd=tmp_path, check=True, timeout=60 * SLOW)
     config = json.loads((tmp_path / "config.json").read_text())
     config["root"] = {"path": str(rootfs)}
     config["process"].update(args=["sleep", "1000"], terminal=False)
@@ -565,10 +565,10 @@ def container_of_runc(tmp_path: Path, rootfs: Path, devices: list[dict[str, Any]
     # It inherits no pipe that somebody would wait for.
     with open(tmp_path / "log", "wb") as log:
         command = [*runc, "run", "--detach", "--bundle", str(tmp_path), id]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=120)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=120 * SLOW)
     try:
         assert done.returncode == 0, (tmp_path / "log").read_text()
-        listed = subprocess.run([*runc, "state", id], capture_output=True, check=True, timeout=60)
+        listed = subprocess.run([*runc, "state", id], capture_output=True, check=True, timeout=60 * SLOW)
         pid = int(json.loads(listed.stdout)["pid"])
         text = json.dumps({"v": 1, "name": id, "id": "by hand", "state": "running", "view": {"mount": "rw"}}).encode()
         for hierarchy in hierarchies():
@@ -576,7 +576,7 @@ def container_of_runc(tmp_path: Path, rootfs: Path, devices: list[dict[str, Any]
                 os.setxattr(hierarchy.group(group), "trusted.nestrt", text)
         yield group, pid
     finally:
-        subprocess.run([*runc, "delete", "--force", id], timeout=120, capture_output=True)
+        subprocess.run([*runc, "delete", "--force", id], timeout=120 * SLOW, capture_output=True)
         remove_groups(group)
 
 
@@ -611,5 +611,5 @@ assert "ctypes" not in sys.modules, "a hook that loads no ctypes is to stay with
 """
     root = Path(__file__).resolve().parents[2]
     words = ["/usr/bin/python3", "-ISc", f"import sys; sys.path.insert(0, {str(root)!r})\n{code}"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120 * SLOW)
     assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ import pytest
 
 from support.bundles import Bundle
 from support.hostside import group_file, has_v1, processes
-from support.need import require
+from support.need import SLOW, require
 from support.runner import wait_for
 
 # What depends on the host's kind is marked with False.
@@ -342,7 +342,7 @@ def test_a_terminal_by_the_console_socket(bundle: Bundle, image: Path, criu: str
 
 def _await(fd: int, text: bytes) -> None:
     found = b""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 20 * SLOW
     os.set_blocking(fd, False)
     while text not in found:
         assert time.monotonic() < end, found
@@ -360,7 +360,7 @@ def test_in_the_foreground(bundle: Bundle, image: Path, criu: str) -> None:
     process = bundle.nestrt.start(*words)
     wait_for(lambda: bundle.verb("state", bundle.id).rc == 0 and bundle.status == "running", "it to run")
     bundle.exec("touch", "/dev/shm/end").ok()
-    assert process.wait(30) == 7
+    assert process.wait(30 * SLOW) == 7
     assert bundle.leftovers() == []
 
 

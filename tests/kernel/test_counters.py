@@ -112,7 +112,8 @@ def check_against_files(counters: Counters) -> None:
     assert counters.memory_peak == int(read("memory", TOP, "memory.max_usage_in_bytes", "memory.peak"))
     assert MEMORY // 2 < counters.memory_peak <= MEMORY
     assert counters.memory_limit_hits
-    assert counters.oom_kills == 1
+    # The kernel may find no memory more than once before a process has gone.
+    assert counters.oom_kills in (1, 2, 3)
     assert counters.io_write_bytes is not None
     assert counters.io_read_bytes is not None
     if os.major(os.stat("/var/tmp").st_dev):  # a disk, and not a tmpfs or what a virtual machine shares

@@ -17,13 +17,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.bundles import Bundle
-from support.hostside import Hierarchy, group_file, groups, has_v1, hierarchies, hierarchy_of, read, v2_hierarchy
+from support.hostside import (
+    Hierarchy,
+    directories,
+    group_file,
+    groups,
+    has_v1,
+    hierarchies,
+    hierarchy_of,
+    processes,
+    read,
+    v2_hierarchy,
+)
 from support.need import SLOW, require
 from support.rootfs import CHECKOUT
 from support.runner import Result
@@ -93,15 +105,11 @@ def make_tree() -> None:
 
 def remove_tree() -> None:
     """All of it again, with what tests left in it, and /nestrt where nothing else uses it."""
-    for top in groups(LIMIT):
-        for file in top.rglob("cgroup.procs"):
-            for pid in file.read_text().split():
-                if pid != "0":
-                    os.kill(int(pid), signal.SIGKILL)
-    for top in groups(LIMIT):
-        for directory in sorted((d for d in top.rglob("*") if d.is_dir()), reverse=True):
-            remove(directory)
-        remove(top)
+    for pid in processes(LIMIT):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for directory in reversed(directories(LIMIT)):
+        remove(directory)
     for parent in groups("/nestrt"):
         try:
             parent.rmdir()

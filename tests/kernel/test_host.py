@@ -30,6 +30,7 @@ from nestrt.plan.facts import Hierarchy
 from nestrt.probe.facts import primary, read_hierarchies
 from nestrt.record import replace
 from support.hostside import hierarchies as host_hierarchies
+from support.hostside import pids_below
 from support.need import SLOW, require
 from support.nest import nest
 from support.rootfs import CHECKOUT
@@ -125,14 +126,9 @@ class Groups:
             process.wait()
         for hierarchy in host_hierarchies():
             top = hierarchy.group(TOP)
-            wait_for(lambda top=top: not list(pids_below(top)), f"processes below {top} to end")  # type: ignore[misc]
+            wait_for(lambda top=top: not pids_below(top), f"processes below {top} to end")  # type: ignore[misc]
             for directory, _, _ in os.walk(top, topdown=False):
                 os.rmdir(directory)
-
-
-def pids_below(top: Path) -> Iterator[str]:
-    for file in top.rglob("cgroup.procs"):
-        yield from file.read_text().split()
 
 
 @pytest.fixture

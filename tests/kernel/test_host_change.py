@@ -16,7 +16,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +38,7 @@ from support.hostside import (
     processes,
     read,
 )
+from support.need import SLOW
 from support.rootfs import PythonRoot
 from support.runner import Nestrt, Result, wait_for
 from support.silent_file import silent
@@ -275,10 +275,19 @@ def test_freeze_and_thaw(nestrt: Nestrt, new_guest: Callable[[], str], make_busy
         return  # the rest needs no other kernel
     procs = group_file("freezer", f"{guest_root(name)}/init", "cgroup.procs", "cgroup.procs")
     words = f"echo $$ > {procs}; exec {nestrt.command} freeze {name}"
-    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=20 * SLOW, check=False)
     assert done.returncode == 4
     assert "runs in it" in done.stderr
     assert state(name) == "running"
+
+
+def writes(pid: int) -> bool:
+    """Whether the process waits in its write, or for the one that writes, as it opens the file."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state == "D" or (state == "S" and os.readlink(f"/proc/{pid}/fd/1") == "/tmp/f/file")
+    except OSError:  # it has none
+        return False
 
 
 @pytest.mark.v1
@@ -290,7 +299,7 @@ def test_what_does_not_stop(nestrt: Nestrt, guest_name: str, busybox: Path) -> N
     with silent(pid, "/tmp/f/file", "write"):
         for _ in range(2):
             nestrt.run("exec", "-d", guest_name, "sh", "-c", "echo x >> /tmp/f/file").ok()
-        time.sleep(0.3)
+        wait_for(lambda: sum(map(writes, processes(limit_group(guest_name)))) == 2, "both to write")
         refused(nestrt.run("freeze", guest_name, timeout=40), 4, "do not stop (pid ", guest_name)
         assert nestrt.run("exec", guest_name, "true").rc == 0
     nestrt.run("kill", guest_name).ok()
@@ -396,7 +405,7 @@ def test_exec_words(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
     assert "CapPrm:\t0000000000000000" in shown.out
     done = subprocess.run(
         [nestrt.command, "exec", name, "sh", "-c", "pwd; ls /proc/self/cwd/ | head -1"],
-        capture_output=True, text=True, cwd="/proc", stdin=subprocess.DEVNULL, timeout=20, check=True,
+        capture_output=True, text=True, cwd="/proc", stdin=subprocess.DEVNULL, timeout=20 * SLOW, check=True,
     )  # fmt: skip
     assert done.stdout.splitlines()[0] == "/"
     nestrt.run("kill", name).ok()

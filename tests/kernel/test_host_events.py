@@ -69,16 +69,16 @@ def enter(controller: str, group: str, command: str) -> str:
 
 
 def limited(group: str) -> str:
-    """Make a group with 16M of memory, and have a process in it want more."""
+    """Make a group with 16M of memory, and have a process in it want more, once there is a line to read."""
     limit = inside("memory", group, "memory.limit_in_bytes", "memory.max")
-    return f"mkdir {directory('memory', group)}; echo 16M > {limit}; {enter('memory', group, HOG)}"
+    return f"mkdir {directory('memory', group)}; echo 16M > {limit}; read line; {enter('memory', group, HOG)}"
 
 
 def freeze(group: str) -> str:
     tree = v2_hierarchy()
     assert tree is not None
     place = tree.group(group)
-    return f"mkdir {place}; echo 1 > {place}/cgroup.freeze; sleep 0.5; echo 0 > {place}/cgroup.freeze"
+    return f"mkdir {place}; echo 1 > {place}/cgroup.freeze; read line; echo 0 > {place}/cgroup.freeze"
 
 
 def fleeting(count: int) -> str:
@@ -87,7 +87,7 @@ def fleeting(count: int) -> str:
 
 
 def bomb() -> str:
-    forks = enter("pids", "/bomb", "for i in 1 2 3 4 5; do sleep 0.2 & done; wait")
+    forks = enter("pids", "/bomb", "for i in 1 2 3 4 5; do sleep 1000 & done; wait")
     return f"mkdir {directory('pids', '/bomb')}; echo 3 > {inside('pids', '/bomb', 'pids.max', 'pids.max')}; {forks}"
 
 
@@ -123,13 +123,29 @@ def test_each_thing_is_seen_once(
     assert guest.stdin is not None
     root, limit = guest_root(guest_name), limit_group(guest_name)
     inner, two = f"{root}/nestrt/two", f"{guest_name}/two"
-    stream.wait("limit", path=f"{inner}/guest/job", key="memory.max", timeout=40)
-    stream.wait("oom", path=f"{inner}/guest/job")
-    guest.stdin.write(b"\n")
-    guest.stdin.flush()
+
+    def go_on_after(kind: str, path: str) -> None:
+        # Who follows may be late: v1 tells of an OOM only whoever listens by then.
+        assert guest.stdin is not None
+        stream.wait(kind, path=path, timeout=40)
+        guest.stdin.write(b"\n")
+        guest.stdin.flush()
+
+    go_on_after("created", f"{root}/web")
+    go_on_after("frozen", f"{root}/ice")
+    stream.wait("thawed", path=f"{root}/ice")
+    go_on_after("created", f"{inner}/guest/job")
+    for kind in ("oom", "oom_kill"):
+        stream.wait(kind, path=f"{inner}/guest/job")
+    go_on_after("limit", f"{inner}/guest/job")
     stream.wait("ended", name=two)
+    mine.wait("ended", name=two)
     stream.wait("limit", name=guest_name, key="pids.max")
-    stream.wait("oom", path=f"{root}/web")
+    stream.wait("limit", path=f"{root}/web", key="memory.max")
+    for kind in ("oom", "oom_kill"):
+        stream.wait(kind, path=f"{root}/web")
+    assert text.stdout is not None
+    lines = [text.stdout.readline().decode() for _ in range(2)]
     guest.stdin.close()
     stream.wait("removed", path=limit)
     assert guest.wait(20 * SLOW) == 0, guest.stderr
@@ -169,8 +185,7 @@ def test_each_thing_is_seen_once(
 
     text.terminate()
     out, err = text.communicate(timeout=10 * SLOW)
-    assert (text.returncode, err) == (0, b"")
-    lines = out.decode().splitlines()
+    assert (text.returncode, out, err) == (0, b"", b"")
     assert [line.split()[1:4] for line in lines] == [
         ["oom_kill", guest_name, "/web:"], ["oom_kill", two, "(claim)"],
     ]  # fmt: skip
@@ -181,7 +196,7 @@ def test_each_thing_is_seen_once(
     assert [(e["kind"], e["name"], e["path"]) for e in kernel] == [
         ("oom_kill", guest_name, f"{root}/web"), ("oom_kill", two, f"{inner}/guest/job"),
     ]  # fmt: skip
-    assert all(abs(e["time"] - seen("oom_kill", e["path"])["time"]) < 1.5 * SLOW for e in kernel)
+    assert all(abs(e["time"] - seen("oom_kill", e["path"])["time"]) < 10 * SLOW for e in kernel)
     stream.process.terminate()
     assert stream.process.wait(10 * SLOW) == 0
     both = history(nestrt, guest_name, "--since", "10m", "--directory", str(record))
@@ -202,23 +217,26 @@ def test_nothing_is_kept_of_what_has_gone() -> None:
     tree = follower.tree
     before = len(os.listdir("/proc/self/fd"))
 
-    def told(seconds: float) -> Counter[str]:
+    def told(expected: int) -> Counter[str]:
+        """What is told until it is as much as *expected*, and a moment longer."""
         found: Counter[str] = Counter()
-        end = time.monotonic() + seconds * SLOW**0.5
-        while time.monotonic() < end:
-            events = follower.step(end - time.monotonic())
-            found.update(event.kind for event in events if event.path.startswith(parent))
+        end = time.monotonic() + (20 * SLOW if expected else 0.0)
+        while found.total() < expected and time.monotonic() < end:
+            found.update(event.kind for event in follower.step(0.5) if event.path.startswith(parent))
+        end = time.monotonic() + 0.5 * SLOW**0.5
+        while (left := end - time.monotonic()) > 0:
+            found.update(event.kind for event in follower.step(left) if event.path.startswith(parent))
         return found
 
     with nest(10, 3, processes=2, parent=parent) as made:
         groups = len({os.path.relpath(path, h.mountpoint) for h in made.hierarchies for path in made.directories()
                       if path.startswith(h.mountpoint)}) - 1  # fmt: skip
-        assert told(2.0) == {"created": groups, "started": 2}
+        assert told(groups + 2) == {"created": groups, "started": 2}
         tree.cover("", time.time())
         tree.cover(f"{parent}/g0000", time.time())
-        assert not told(0.5)
+        assert not told(0)
         assert len([path for path in tree.groups if path.startswith(parent)]) == groups
-    assert told(2.0) == {"removed": groups, "ended": 2}
+    assert told(groups + 2) == {"removed": groups, "ended": 2}
     assert not any(path.startswith(parent) for _, path in tree.places)
     for kept in (tree.groups, tree.guests.known, tree.lives.populated, tree._counts, tree._taken):
         assert not any(path.startswith(parent) and kept[path] for path in kept), kept
@@ -304,6 +322,7 @@ def test_a_group_that_may_not_be_watched(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_pause_and_pressure(nestrt: Nestrt, follow: Callable[..., Stream], busybox: Path, guest_name: str) -> None:
     require("psi", "" if os.path.exists("/proc/pressure/memory") else "no PSI in this kernel")
     stream = follow("--kinds", "frozen,thawed,pressure,high", "--pressure", "memory:1%/500ms", guest_name)
+    began = time.monotonic()
     write = "while :; do dd if=/dev/zero of=/big bs=1M count=100 2>/dev/null; done"
     nestrt.launch("-d", "--rm", "--name", guest_name, "--rootfs", busybox, "-m", "24M", "--", "sh", "-c", write).ok()
     pressed = stream.wait("pressure", timeout=30)
@@ -315,7 +334,8 @@ def test_pause_and_pressure(nestrt: Nestrt, follow: Callable[..., Stream], busyb
     stream.wait("thawed")
     assert frozen["name"] == guest_name
     assert len(stream.all("frozen")) == len(stream.all("thawed")) == 1
-    assert len(stream.all("pressure")) <= 2 * SLOW, "it is told again and again"
+    # Every 10 s, for each guest.
+    assert len(stream.all("pressure")) <= 1 + (time.monotonic() - began) / 10, "it is told again and again"
     nestrt.run("delete", "--force", guest_name).ok()
 
 

@@ -219,10 +219,11 @@ def test_open_descriptors_are_looked_for(nestrt: Nestrt, start: Start) -> None:
         "a.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [fd]))])\n"
         "os.close(fd)": "their way",
         # a thread with a table of its own
-        "import ctypes, threading, time\ngo = threading.Event(); held[2] = go\ndef run():\n"
+        "import ctypes, threading\ngo, opened = threading.Event(), threading.Event()\ndef run():\n"
         "    ctypes.CDLL(None).unshare(0x400)\n"
-        f"    fd = os.open({place!r} + '/web/cgroup.procs', os.O_WRONLY)\n    go.wait()\n    os.close(fd)\n"
-        "threading.Thread(target=run).start(); time.sleep(0.3)": "cgroup.procs",
+        f"    fd = os.open({place!r} + '/web/cgroup.procs', os.O_WRONLY)\n    opened.set()\n    go.wait()\n"
+        "    os.close(fd)\n"
+        "held[2] = go, threading.Thread(target=run)\nheld[2][1].start()\nopened.wait()": "cgroup.procs",
     }
     for code, what in ways.items():
         guest.python("import os\n" + code)
@@ -231,7 +232,8 @@ def test_open_descriptors_are_looked_for(nestrt: Nestrt, start: Start) -> None:
         assert what in refused.err, (code, refused.err)
         assert listing(guest.name) == before
         assert lock_attributes(guest.name) == []
-        guest.python("import gc, time\nheld.pop(1, None)\nheld[2].set() if 2 in held else 0\na = b = 0\ngc.collect()\n"
+        guest.python("import gc, time\nheld.pop(1, None)\na = b = 0\ngc.collect()\n"
+                     "if 2 in held:\n    held[2][0].set()\n    held.pop(2)[1].join()\n"
                      "time.sleep(0.1)")  # fmt: skip
     # one that only listens is no matter
     if pressure := guest.shell(f"ls {place}/web/memory.pressure 2>/dev/null; true"):

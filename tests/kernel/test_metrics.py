@@ -216,7 +216,7 @@ def test_slow_clients_and_many_at_once(nestrt: Nestrt, guest: str, tmp_path: Pat
             pass
     began = time.monotonic()
     assert served.get().status == 200
-    assert time.monotonic() - began < 5 * SLOW
+    assert time.monotonic() - began < 8 * SLOW
     statuses: list[int] = []
     threads = [threading.Thread(target=lambda: statuses.append(served.get().status)) for _ in range(10)]
     for thread in threads:

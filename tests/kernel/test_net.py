@@ -21,7 +21,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from nestrt.net import nat
 from nestrt.net.library import find_pyroute2
 from nestrt.net.veth import connect, disconnect, interface_name, reserved
 from support.need import SLOW, require
+from support.runner import wait_for
 
 # Networks do not depend on the version of cgroups.
 pytestmark = pytest.mark.slow_on_vm
@@ -297,11 +297,7 @@ def test_ipv6_ends_at_the_bridge(new_netns: Callable[..., Guest], state: str, sp
     address = links[0]["addr_info"][0]["local"] + "%eth0"
     nat.remove()
     # Control; at first the addresses are tentative, until nobody else is found to have them.
-    for _ in range(20):
-        answer = guest.ask(address, 1)
-        if answer:
-            break
-        time.sleep(0.2)
+    answer = wait_for(lambda: guest.ask(address, 1), "an answer", 20)
     assert answer.startswith("host fe80:")
     nat.install("nestrt0", ipaddress.IPv4Network("10.213.0.0/22"))
     assert guest.ask(address, 1) == ""

@@ -133,7 +133,7 @@ def test_in_every_state(bundle: Bundle) -> None:
     bundle.shell("exec sleep 600").create().ok()
     assert bundle.exec("cat", "/proc/1/comm").ok().out == "python3\n" or bundle.exec("true").rc == 0
     bundle.start().ok()
-    assert bundle.exec("cat", "/proc/1/comm").ok().out == "sleep\n"
+    wait_for(lambda: bundle.exec("cat", "/proc/1/comm").ok().out == "sleep\n", "the program")
     bundle.verb("pause", bundle.id).ok()
     told(bundle.exec("true"), "cannot exec in a paused container (use --ignore-paused to override)", 255)
     waiting = bundle.begin(*bundle.globals, "exec", "--ignore-paused", bundle.id, "echo", "late")

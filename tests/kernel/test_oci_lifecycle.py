@@ -22,6 +22,7 @@ from support.bundles import PARENT, Bundle
 from support.hostside import hierarchies, processes
 from support.need import SLOW
 from support.runner import wait_for
+from support.stream import is_listening
 from support.terminals import console_socket, read_until
 
 # What depends on the host's kind is marked with False.
@@ -529,8 +530,8 @@ def test_signals_in_the_foreground(bundle: Bundle, detach: bool) -> None:
     text = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done"
     if detach:
         bundle.shell(text).run("--detach").ok()
-        wait_for(lambda: "4002" in Path(f"/proc/{bundle.pid}/status").read_text() or True, "the trap")
-        time.sleep(0.3 * SLOW)
+        comm = Path(f"/proc/{bundle.pid}/comm")
+        wait_for(lambda: comm.read_text() == "sh\n" and is_listening(bundle.pid), "the trap")
         bundle.kill("TERM").ok()
         bundle.await_status("stopped")
         bundle.delete().ok()

@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -224,7 +225,8 @@ def delegated(user: User) -> Iterator[str]:
     user.before = f"echo $$ > {own}/cgroup.procs"
     yield group
     for pid in processes(group):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not processes(group), f"{group} to be empty")
     for directory, _, _ in os.walk(place, topdown=False):
         os.rmdir(directory)

@@ -31,7 +31,7 @@ from nestrt.oci.resources import Cpu, DeviceRule, Resources
 from nestrt.plan.update_quota import ratio
 from nestrt.probe.facts import read_hierarchies
 from support.byhand import CALL, ByHand, container, enter, make_group
-from support.hostside import Hierarchy, has_v1, hierarchy_of, v2_hierarchy
+from support.hostside import Hierarchy, below, has_v1, hierarchy_of, v2_hierarchy
 from support.need import SLOW, require
 from support.rootfs import CHECKOUT
 
@@ -276,7 +276,7 @@ def pairs(one: ByHand) -> dict[str, tuple[int, int]]:
     """Quota and period of every group of the container (v1)."""
     top = tree("cpu").group(one.cgroup)
     found = {}
-    for path in (top, *sorted(path for path in top.rglob("*") if path.is_dir())):
+    for path in sorted(below(top)):
         texts = [(path / f"cpu.cfs_{word}_us").read_text() for word in ("quota", "period")]
         found[str(path)] = (int(texts[0]), int(texts[1]))
     return found

@@ -19,7 +19,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from fcntl import ioctl
 from pathlib import Path
@@ -35,6 +34,7 @@ from nestrt.kernel import caps, libseccomp, prctl, seccomp, trampoline
 from nestrt.oci.model import Seccomp, SyscallArg, Syscalls
 from nestrt.plan import seccomp_steps as do
 from support.need import SLOW, require
+from support.runner import wait_for
 
 pytestmark = [
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers are those of x86_64"),
@@ -455,8 +455,10 @@ def under_runc(busybox: Path, directory: Path, section: dict[str, Any]) -> bytes
         stderr=sys.stderr,
     )
     try:
-        time.sleep(0.1)
-        return filter_of_process(int((directory / "pid").read_text()))
+        pid = int((directory / "pid").read_text())
+        # runc's own process has its filter last, just before it becomes the program.
+        wait_for(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n", "the program")
+        return filter_of_process(pid)
     finally:
         subprocess.run([runc, *root, "delete", "--force", name], check=True)
 

@@ -226,7 +226,7 @@ held["slow"] = children(1, body, 1000) + children(1, body, 1001)
     closed = "cat /tmp/closed-1000 /tmp/closed-1001 2>/dev/null"
     if SLOW == 1:
         wait_for(lambda: int(guest.order("shell", command=closed)["out"] or 0), "one to be closed", 25)
-    assert latency(other) < 2 * SLOW
+    assert latency(other) < 6 * SLOW
     kept = run(guest, """
 result = len(exchange(frame("List", {"recursive": True}), patience=60)[0][0]["parameters"]["groups"])
 """)  # fmt: skip
@@ -268,7 +268,7 @@ os.close(write)
         assert found == [most, 1000 - most]
         if user:
             assert guest.call("Get", group="/", keys=["pids.max"])["values"] == {"pids.max": "200"}
-        assert latency(other) < 2 * SLOW
+        assert latency(other) < 6 * SLOW
         assert descriptors(quiet) <= before + 3 * 64
         run(guest, "end(held.pop('many'))")
     wait_for(lambda: guest.call("Info")["quota"]["connections_used"] == 1, "the connections to end")
@@ -300,7 +300,7 @@ def body():
             pass
 held["flood"] = children(6, body, {user})
 """)  # fmt: skip
-        assert latency(other, 10) < 3 * SLOW
+        assert latency(other, 10) < 6 * SLOW
         if user:
             assert "values" in str(run(guest, 'result = exchange(frame("Get", {"group": "/", "keys": ["pids.max"]}))'))
         run(guest, 'end(held.pop("flood"))')
@@ -351,8 +351,8 @@ def test_nobody_asks_for_work_without_end(start: Start, broker: Broker) -> None:
     for method, parameters in calls:
         found = guest.refused(method, **parameters)
         assert found.error in ("BadValue", "QuotaExceeded", "NotFound"), (method, found)
-    assert cpu_time(broker) - began < 1.5 * SLOW
-    assert latency(other) < SLOW
+    assert cpu_time(broker) - began < 3 * SLOW
+    assert latency(other) < 6 * SLOW
 
 
 def test_users_do_not_keep_root_waiting(start: Start) -> None:
@@ -382,9 +382,10 @@ assert not [one for one in exchange(frame("Attach", {{"group": "team/home", "pid
 open("/tmp/go", "w").close()
 time.sleep(0.3)
 one = open_one(patience=300)
+before = os.path.getsize("/tmp/done")
 one.sendall(frame("Set", {{"group": "team", "settings": {{"pids.max": "50"}}}}))
 assert b"error" not in one.recv(65536)
-result = os.path.getsize("/tmp/done")
+result = os.path.getsize("/tmp/done") - before
 end(pids)
 """)  # fmt: skip
     assert done <= 4
@@ -489,7 +490,7 @@ for _ in range(1000):
     held["many"].append(open_one("/mnt/sock"))
 """)  # fmt: skip
         assert descriptors(quiet) < before + 100
-        assert latency(third) < 2 * SLOW
+        assert latency(third) < 6 * SLOW
         assert guest.call("Get", group="/", keys=["pids.max"])["values"] == {"pids.max": "200"}
         run(other, "[one.close() for one in held.pop('many')]")
     assert [one["name"] for one in guest.call("List")["groups"]] == ["/", "/init"]

@@ -272,7 +272,7 @@ def test_more_groups_than_anybody_needs(start: Start, broker: Broker) -> None:
         assert guest.refused("List").error == "QuotaExceeded"
         assert guest.refused("List", recursive=True).error == "QuotaExceeded"
         assert guest.call("Get", group="g0")["values"]
-        assert latency(other) < 2
+        assert latency(other) < 6
         guest.call("Create", group="web")
         guest.call("Remove", group="web")
         assert resident(broker) < memory + 32
@@ -305,7 +305,7 @@ held["unread"].sendall(frame("List") * 100)
     place = freezer or next(h for h in hierarchies() if h.version == 2)
     file = place.group(f"{limit_group(guest.name)}/guest/init") / ("freezer.state" if freezer else "cgroup.freeze")
     file.write_text("FROZEN" if freezer else "1")
-    assert latency(other) < 2 * SLOW
+    assert latency(other) < 6 * SLOW
     assert guest.name in [one["name"] for one in broker.call("Guests")["guests"]]
     file.write_text("THAWED" if freezer else "0")
     assert guest.call("Info")["name"] == guest.name
@@ -328,7 +328,7 @@ def test_a_guest_that_ends_itself_in_the_midst(start: Start, broker: Broker) -> 
     guest.process.stdin.flush()
     assert guest.process.wait(20 * SLOW) == 137
     wait_for(lambda: guest.name not in str(broker.call("Guests")), "its end")
-    assert latency(other) < 2 * SLOW
+    assert latency(other) < 6 * SLOW
 
 
 def test_the_same_name_again_is_another_guest(start: Start, broker: Broker, nestrt: Nestrt, python: PythonRoot) -> None:
@@ -440,7 +440,7 @@ def test_the_socket_is_put_nowhere_else(start: Start, broker: Broker, scratch: P
     mounts = Path("/proc/self/mountinfo").read_text()
     broker.restart()
     ordinary = start()
-    assert latency(ordinary) < 2 * SLOW
+    assert latency(ordinary) < 6 * SLOW
     asked = """
 try:
     found = exchange(frame("Info"))[0]
@@ -497,10 +497,10 @@ def test_a_filesystem_that_never_answers(
     run(guest, FUSE)
     broker.restart()
     other = start()
-    assert latency(other) < 2 * SLOW
+    assert latency(other) < 6 * SLOW
     began = time.monotonic()
     assert broker.stop() == 0
-    assert time.monotonic() - began < 5 * SLOW
+    assert time.monotonic() - began < 8 * SLOW
     broker.start()
     monkeypatch.setattr(inject, "PATIENCE", 0.5 * SLOW)
     monkeypatch.setattr(inject, "KILL_PATIENCE", 0.2)

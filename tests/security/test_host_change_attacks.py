@@ -49,15 +49,18 @@ def test_the_interpreter_is_not_overwritten(
     words = ("--rootfs", root, "--name", guest_name, "-d", *MODES[mode], "--", "sh", "-c", CATCHER)
     host.launch(*words).ok()
     wait_for((root / "found").exists, "the attacker")
-    for program in ("true", "/proc/self/exe"):
-        for _ in range(4):
+    for number in range(80):
+        # Where it can, it catches one: by its own program, on a mount that cannot be written.
+        if number >= 8 and (mode == "userns" or "/" in (root / "found").read_text().split("\n")):
+            break
+        for program in ("true", "/proc/self/exe"):
             host.run("exec", guest_name, program, "-c", "import os; os.mkdir('/tmp/python')")
             assert host.intact
     time.sleep(0.2)
     assert host.intact
     assert not (root / "tmp/python").exists()
     if mode == "root":
-        assert "/" in (root / "found").read_text().split("\n")  # caught: on a mount that cannot be written
+        assert "/" in (root / "found").read_text().split("\n")
     host.run("kill", guest_name).ok()
 
 
@@ -113,15 +116,17 @@ def test_a_guest_that_freezes_what_enters(nestrt: Nestrt, guest_name: str, busyb
       while :; do sleep 1; done"""
     watch = f"sh -c '{trap}' & exec sleep 1000"
     nestrt.launch("--rootfs", busybox, "--name", guest_name, "-d", "--", "sh", "-c", watch).ok()
-    begun = time.monotonic()
-    wait_for(lambda: len(processes(limit_group(guest_name))) > 1, "the trap")
-    time.sleep(0.5)
-    result = nestrt.run("exec", guest_name, "true", timeout=60)
+    ready = Path(f"/proc/{mark(limit_group(guest_name))['pid']}/root/tmp/ready-to-freeze")
+    wait_for(ready.exists, "the trap")
+    for _ in range(10):  # until it has come in time
+        begun = time.monotonic()
+        result = nestrt.run("exec", guest_name, "true", timeout=60)
+        assert time.monotonic() - begun < 40
+        if result.rc:
+            break
     assert result.rc == 125, result
     assert "keeps the new process from running" in result.err or "frozen" in result.err, result
-    assert time.monotonic() - begun < 40
-    ours = [pid for pid in os.listdir("/proc") if pid.isdigit() and _is_exec(pid, guest_name)]
-    assert ours == []
+    wait_for(lambda: not [p for p in os.listdir("/proc") if p.isdigit() and _is_exec(p, guest_name)], "all to end")
     nestrt.run("kill", guest_name).ok()
 
 

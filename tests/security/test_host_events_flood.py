@@ -79,10 +79,11 @@ def test_a_loud_guest_is_left_alone_and_others_are_seen(
     )
     began, used = time.monotonic(), cpu_seconds(follow.pid)
     group = directory("memory", "/calm")
-    nestrt.launch("--rm", "--name", calm, "--rootfs", busybox, "--", "sh", "-c", f"mkdir {group}; sleep 1").ok()
+    nestrt.launch("-d", "--name", calm, "--rootfs", busybox, "--", "sh", "-c", f"mkdir {group}; sleep 600").ok()
     root = guest_root(calm)
-    for kind, path in (("created", f"{root}/calm"), ("started", root.removesuffix("/guest"))):
-        assert [e for e in events(file) if (e["kind"], e["path"]) == (kind, path)], (kind, path)
+    for wanted in (("created", f"{root}/calm"), ("started", root.removesuffix("/guest"))):
+        wait_for(lambda w=wanted: w in [(e["kind"], e["path"]) for e in events(file)], f"{wanted}")  # type: ignore[misc]
+    nestrt.run("delete", "--force", calm).ok()
     time.sleep(2.0 * SLOW**0.5)
     share = (cpu_seconds(follow.pid) - used) / (time.monotonic() - began)
     assert share < 0.5, f"{share:.0%} of a CPU"

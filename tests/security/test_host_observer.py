@@ -28,7 +28,7 @@ from support.rootfs import CHECKOUT
 from support.runner import Nestrt, wait_for
 
 DEEP = 5000
-PATIENCE = 6.0  # s for one command: none takes one
+PATIENCE = 15.0  # s for one command: none takes one
 NAMES = (
     r"\033[31mred\033]0;title\007", r"\302\233 2J", r"\342\200\256rtl\342\200\250line", r"\377\376bytes", r"a\rb",
     r"$(touch @)", r"`touch @`", r"; touch @ #", r"<script>alert(1)</script>", r'"><svg onload=alert(1)>', r"]]>&amp;",

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from nestrt.kernel import inotify
-from support.hostside import groups, guest_root, hierarchies, limit_group, mark
+from support.hostside import below, groups, guest_root, hierarchies, limit_group, mark
 from support.need import SLOW, require
 from support.rootfs import CHECKOUT
 from support.runner import Nestrt, wait_for
@@ -117,7 +117,7 @@ def odd(nestrt: Nestrt, guest_name: str, make_busybox: Callable[[], Path]) -> It
     for name in DIRECTORIES:
         (root / name).unlink(missing_ok=True)
         (root / name).mkdir(parents=True)
-    every = [path for top in groups(guest_root(guest_name)) for path in top.rglob("*") if path.is_dir()]
+    every = [path for top in groups(guest_root(guest_name)) for path in below(top)[1:]]
     kinds = marks(guest_name)
     for number, path in enumerate(every):
         os.setxattr(path, "user.nestrt", kinds[number % len(kinds)])

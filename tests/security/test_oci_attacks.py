@@ -79,7 +79,10 @@ def test_the_interpreter_is_not_overwritten(
         pod(first, second)
         second.capabilities("CAP_SYS_PTRACE").up(CATCHER)
     wait_for((root / "found").exists, "the attacker")
-    for _ in range(6):
+    for number in range(80):
+        # It does catch the process that enters: by its own program, on a mount that cannot be written.
+        if number >= 6 and "/" in caught(root):
+            break
         if way.startswith("create"):
             pod(first, third)
             third.args("true").run().ok()
@@ -88,7 +91,6 @@ def test_the_interpreter_is_not_overwritten(
         assert host.intact
     time.sleep(0.2)
     assert host.intact
-    # It did catch the process that enters: by its own program, on a mount that cannot be written.
     assert "/" in caught(root), set(caught(root))
 
 
@@ -113,7 +115,7 @@ def test_the_program_leads_to_the_runtimes_own(
         words = (*bundle.globals, "exec", bundle.id, name, "-c", "import os; os.mkdir('/tmp/python')")
         process = host.start(*words)
     try:
-        assert process.wait(3) != 0
+        assert process.wait(3 if kind == "script" else 20 * SLOW) != 0
     except subprocess.TimeoutExpired:
         assert kind == "script"  # its own interpreter runs it, over and over: the container's time
         bundle.delete("--force").ok()

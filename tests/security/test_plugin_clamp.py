@@ -172,12 +172,7 @@ def test_limits_stand_whatever_is_written(wrapped: Wrapped, python: PythonRoot, 
     forks = "n=0; while [ $n -lt 60 ]; do sleep 600 < /dev/null > /dev/null 2>&1 & n=$((n+1)); echo $n; done"
     started = [int(line) for line in wrapped.exec("sh", "-c", forks).out.split()]
     assert 10 < max(started) < 40
-    inside = {pid for h in hierarchies() for pid in _pids(h.group(wrapped.cgroup))}
-    assert wrapped.pid in inside
-
-
-def _pids(directory: Path) -> set[int]:
-    return {int(word) for file in directory.rglob("cgroup.procs") for word in file.read_text().split()}
+    assert wrapped.pid in processes(wrapped.cgroup)
 
 
 # Groups of the guest's making: as many as max_groups, as deep as max_depth, whatever its root says.
@@ -508,7 +503,7 @@ def test_frozen_groups_are_no_hiding_place(wrapped: Wrapped, who: str, end: str)
     if end == "kill":
         wrapped.kill("KILL").ok()
         wait_for(lambda: not [pid for pid in inside if lives(pid)], "what was killed to go")
-    wrapped.delete("--force", timeout=15).ok()
+    wrapped.delete("--force", timeout=40).ok()
     assert [pid for pid in inside if lives(pid)] == []
     assert wrapped.leftovers() == []
 
@@ -531,7 +526,7 @@ def test_a_fork_bomb_ends_with_the_guest(wrapped: Wrapped, pids: str) -> None:
     wrapped.up(BOMB)
     time.sleep(0.3 * SLOW)
     inside = processes(wrapped.cgroup)
-    wrapped.delete("--force", timeout=15).ok()
+    wrapped.delete("--force", timeout=40).ok()
     assert processes(wrapped.cgroup) == set()
     assert [pid for pid in inside if lives(pid)] == []
     assert wrapped.leftovers() == []
@@ -545,7 +540,8 @@ def test_many_groups_of_one_guest_cost_no_other(new_wrapped: NewWrapped) -> None
     alone = cost(lambda: web.run().ok())
     hostile.up(MANY.replace("NUMBER", "20000"))
     wait_for(lambda: hostile.exec("test", "-e", "/tmp/done").rc == 0, "the groups", 30)
-    beside = cost(lambda: web.run().ok())
+    # The least of some: what else runs on the machine makes each take more.
+    beside = min(cost(lambda: web.run().ok()) for _ in range(3))
     begun = time.monotonic()
     hostile.delete("--force", timeout=60).ok()
     assert time.monotonic() - begun < 20 * SLOW

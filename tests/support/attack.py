@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support.hostside import groups, hierarchies, limit_group, read
+from support.hostside import hierarchies, limit_group, processes, read
 from support.rootfs import PythonRoot
 from support.runner import Nestrt, Result
 
@@ -92,14 +92,7 @@ def limits_of(group: str) -> dict[str, str]:
 
 def guest_pids(name: str) -> set[int]:
     """The host's numbers of the processes of the guest *name*, from its limit groups."""
-    found: set[int] = set()
-    for directory in groups(limit_group(name)):
-        for file in directory.rglob("cgroup.procs"):
-            try:
-                found.update(int(word) for word in file.read_text().split())
-            except OSError:  # a group of threads, or gone
-                continue
-    return found - {0}
+    return processes(limit_group(name))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from support.broker import Broker, BrokerGuest, start_guest
-from support.hostside import groups, limit_group
+from support.hostside import directories, limit_group
 from support.rootfs import PythonRoot
 from support.runner import Nestrt, wait_for
 
@@ -141,7 +141,7 @@ one.close()
 
 
 def group_dirs(name: str) -> list[str]:
-    return sorted(str(path) for top in groups(limit_group(name)) for path in [top, *top.rglob("*")] if path.is_dir())
+    return sorted(map(str, directories(limit_group(name))))
 
 
 # What a group's files say that changes by itself.

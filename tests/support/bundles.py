@@ -22,7 +22,7 @@ from typing import IO, Any
 import pytest
 
 from support.guests import Answers, parse, script
-from support.hostside import groups, hierarchies, processes
+from support.hostside import directories, groups, hierarchies, processes
 from support.need import SLOW
 from support.rootfs import PythonRoot
 from support.runner import Nestrt, Result, wait_for
@@ -258,20 +258,19 @@ class Bundle:
 
     def sweep(self) -> None:
         """Take everything away by hand, whatever nestrt thinks of it."""
-        for directory in groups(self.cgroup):
+        for directory in directories(self.cgroup):
             for file, text in (("cgroup.freeze", "0"), ("freezer.state", "THAWED")):
-                for one in directory.rglob(file):
-                    _try(one.write_text, text)
+                if (directory / file).exists():
+                    _try((directory / file).write_text, text)
         for _ in range(50):
-            alive = processes(self.cgroup) - {0}
+            alive = processes(self.cgroup)
             if not alive:
                 break
             for pid in alive:
                 _try(os.kill, pid, signal.SIGKILL)
             time.sleep(0.05)
-        for directory in groups(self.cgroup):
-            for place, _, _ in os.walk(directory, topdown=False):
-                _try(os.rmdir, place)
+        for directory in reversed(directories(self.cgroup)):
+            _try(directory.rmdir)
         shutil.rmtree(self.state_root / self.id, ignore_errors=True)
 
 

@@ -15,12 +15,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support.hostside import groups, hierarchies
+from support.hostside import below, groups, hierarchies, pids_below
 from support.need import SLOW
 
 FIRST = "/guest/init"
@@ -82,16 +82,13 @@ def remove_groups(group: str) -> None:
     end = time.monotonic() + 10 * SLOW
     while found := groups(group):
         for top in found:
-            inner = sorted((path for path in top.rglob("*") if path.is_dir()), key=lambda path: -len(path.parts))
-            for directory in (*inner, top):
+            for directory in reversed(below(top)):
                 for file, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
                     if (directory / file).exists():
                         (directory / file).write_text(value)
-                for pid in (directory / "cgroup.procs").read_text().split():
-                    try:
-                        os.kill(int(pid), signal.SIGKILL)
-                    except ProcessLookupError:
-                        continue
+                for pid in pids_below(directory):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 try:
                     directory.rmdir()
                 except OSError:

@@ -24,11 +24,12 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from support.hostside import groups
+from support.hostside import directories, processes
 from support.need import SLOW
 from support.rootfs import CHECKOUT
 from support.runner import Result, wait_for
@@ -132,6 +133,7 @@ class Nest:
             "TMPDIR": f"{store}/tmp",
             "LC_ALL": "C.UTF-8",
             "TERM": "xterm",
+            "NESTRT_AUDIT": f"{store}/audit",
         }
         store.mkdir()
         self.holder = subprocess.Popen(
@@ -197,12 +199,8 @@ class Nest:
     def close(self) -> None:
         """End all that still runs in the Nest or in its groups, and remove the groups."""
         end = time.monotonic() + 20 * SLOW
-        while (pids := set(self.processes()) | _members(self.group)) and time.monotonic() < end:
-            for pid in pids:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+        while (pids := set(self.processes()) | processes(self.group)) and time.monotonic() < end:
+            kill(pids)
             thaw(self.group)
             time.sleep(0.02)
         self.holder.kill()
@@ -212,34 +210,26 @@ class Nest:
         remove_groups(self.group)
 
 
-def _members(group: str) -> set[int]:
-    found: set[int] = set()
-    for top in groups(group):
-        for file in top.rglob("cgroup.procs"):
-            try:
-                found.update(int(word) for word in file.read_text().split())
-            except OSError:
-                continue
-    return found
+def kill(pids: Iterable[int]) -> None:
+    """Kill *pids*; one of them may have ended with another."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def thaw(group: str) -> None:
     """Let go on what a test froze in *group* and below, so that it can end."""
-    for top in groups(group):
+    for directory in directories(group):
         for name, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
-            for file in (top / name, *top.rglob(name)):
-                try:
-                    file.write_text(value)
-                except OSError:  # gone, or a root, which has none
-                    continue
+            if (directory / name).exists():
+                with suppress(OSError):  # gone meanwhile
+                    (directory / name).write_text(value)
 
 
 def remove_groups(group: str) -> None:
     """Remove *group* and what is below it, in every hierarchy; OSError if a process is left there."""
-    for top in groups(group):
-        inner = sorted((path for path in top.rglob("*") if path.is_dir()), key=lambda path: -len(path.parts))
-        for directory in (*inner, top):
-            wait_for(partial(_removed, directory), f"{directory} to be empty")
+    for directory in reversed(directories(group)):
+        wait_for(partial(_removed, directory), f"{directory} to be empty")
 
 
 def _removed(directory: Path) -> bool:

@@ -5,6 +5,7 @@ Nothing here comes from nestrt: what nestrt says is checked against it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -110,13 +111,38 @@ def groups(path: str) -> list[Path]:
     return [hierarchy.group(path) for hierarchy in hierarchies() if hierarchy.group(path).is_dir()]
 
 
-def processes(path: str) -> set[int]:
-    """Process ids in the group *path* and below it, in any hierarchy."""
+def below(directory: Path) -> list[Path]:
+    """*directory* and all directories below it, each after the one above it.
+
+    What is removed meanwhile is passed over, as os.walk does; Path.rglob (Python 3.11) raises FileNotFoundError.
+    """
+    return [Path(place) for place, _, _ in os.walk(directory)]
+
+
+def directories(path: str) -> list[Path]:
+    """The directories of the group *path* and of all below it, in every hierarchy (see below)."""
+    return [directory for hierarchy in hierarchies() for directory in below(hierarchy.group(path))]
+
+
+def pids_below(directory: Path) -> set[int]:
+    """Process ids in the group *directory* and below it; not 0, which is one that ends at this moment.
+
+    A group that is removed meanwhile has none (ENOENT, ENODEV), nor has one of threads alone (EOPNOTSUPP): the
+    processes of its threads are those of the domain above it.
+    """
     found: set[int] = set()
-    for directory in groups(path):
-        for file in directory.rglob("cgroup.procs"):
-            found.update(int(word) for word in file.read_text().split())
-    return found
+    for place in below(directory):
+        try:
+            found.update(int(word) for word in (place / "cgroup.procs").read_text().split())
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
+                raise
+    return found - {0}
+
+
+def processes(path: str) -> set[int]:
+    """Process ids in the group *path* and below it, in any hierarchy (see pids_below)."""
+    return {pid for hierarchy in hierarchies() for pid in pids_below(hierarchy.group(path))}
 
 
 def mark(path: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nestrt.act import records
-from support.engines import RUNTIME, Nest
+from support.engines import RUNTIME, Nest, kill
 from support.guests import Answers, parse, script
 from support.hostside import groups, processes
 from support.runner import Result, wait_for
@@ -134,11 +134,10 @@ class Lxc:
             self("stop", name, "-k")
             left: Iterable[str] = []
             try:
-                wait_for(lambda name=name: not self.left(name), "", 2.0)  # type: ignore[misc]
+                wait_for(lambda name=name: not self.left(name), "", 15.0)  # type: ignore[misc]
             except AssertionError:
                 left = self.left(name)
-                for pid in processes(limit_group(name)):
-                    os.kill(pid, 9)
+                kill(processes(limit_group(name)))
                 self.nestrt("gc")
             found += left
             shutil.rmtree(self.directory(name))

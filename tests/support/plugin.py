@@ -115,7 +115,7 @@ class Wrapped(Bundle):
 
     def gone(self) -> None:
         """AssertionError unless all that it had is away, once what dies has had a moment."""
-        wait_for(lambda: not self.leftovers(), f"nothing of {self.id}: {self.leftovers()}", 5)
+        wait_for(lambda: not self.leftovers(), f"nothing of {self.id}: {self.leftovers()}", 10)
 
     def gone_by_force(self) -> None:
         """Delete it by force; AssertionError unless all is away then."""

@@ -249,7 +249,7 @@ def new_wrapped_fixture(nestrt: Nestrt, busybox: Path) -> Iterator[Callable[...,
         except subprocess.TimeoutExpired as error:
             left.append(str(error))
     try:
-        wait_for(lambda: not any(one.leftovers() for one in made), "what was killed last to go", 1)
+        wait_for(lambda: not any(one.leftovers() for one in made), "what was killed last to go", 10)
     except AssertionError:
         left += [line for one in made for line in one.leftovers()]
     left += [f"record {name}" for name in stale()]

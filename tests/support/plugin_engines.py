@@ -14,7 +14,7 @@ import pytest
 from support.daemons import Containerd, Daemon, Docker
 from support.engines import Nest
 from support.guests import Answers, parse
-from support.hostside import group_file, groups, hierarchies
+from support.hostside import below, group_file, groups, hierarchies
 from support.need import SLOW
 from support.plugin import COMMAND, RUNC, memberships, records
 from support.podman import IMAGE, Podman, split
@@ -164,7 +164,7 @@ class HookedPodman(Plugged):
     def limit_groups(self) -> list[str]:
         """The paths of podman's groups, by one hierarchy."""
         top = hierarchies()[0].group(self.nest.group)
-        places = (path for path in top.rglob("libpod-*") if path.is_dir() and "conmon" not in path.name)
+        places = (path for path in below(top) if path.name.startswith("libpod-") and "conmon" not in path.name)
         return [f"/{path.relative_to(hierarchies()[0].mountpoint)}" for path in places]
 
     def clear(self) -> list[str]:

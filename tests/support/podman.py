@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from support.engines import PATH, RUNTIME, STATE, Nest
-from support.hostside import groups
+from support.hostside import directories
 from support.need import SLOW
 from support.runner import Result
 
@@ -107,7 +107,7 @@ class Podman:
 
     def leftovers(self) -> list[str]:
         """What is there of containers when there should be none: groups, state, mounts, processes."""
-        found = [f"group {group}" for top in groups(self.nest.group) for group in top.rglob("libpod-*")]
+        found = [f"group {group}" for group in directories(self.nest.group) if group.name.startswith("libpod-")]
         state = self.nest.inside(STATE)
         found += [f"state {entry}" for entry in (os.listdir(state) if state.exists() else ())]
         found += [f"mount {point}" for point in self.nest.mounts(*self.places) if point not in self.idle]

@@ -27,7 +27,7 @@ from nestrt.errors import NestrtError
 from nestrt.guest.client import GuestError
 from nestrt.probe.facts import primary, read_hierarchies
 from support.broker import BrokerGuest, start_guest
-from support.hostside import groups, hierarchies
+from support.hostside import directories, groups, hierarchies
 from support.need import SLOW
 from support.rootfs import PythonRoot
 from support.runner import Nestrt, leftovers
@@ -197,10 +197,8 @@ class Direct:
     def remove(self, *names: str) -> None:
         """Remove groups from the host, with what runs in them."""
         for name in names:
-            for directory in groups(self.top + name):
-                inner = [path for path in directory.rglob("*") if path.is_dir()]
-                for group in (*sorted(inner, key=lambda path: -len(path.parts)), directory):
-                    _empty(group)
+            for directory in reversed(directories(self.top + name)):
+                _empty(directory)
 
     def reset(self) -> None:
         """End all but the agent and what root's peer is; remove all groups but the first."""
@@ -256,7 +254,8 @@ class Direct:
 
 def _pids(directory: Path) -> list[int]:
     try:
-        return [int(word) for word in (directory / "cgroup.procs").read_text().split()]
+        # 0 is one that ends at this moment.
+        return [int(word) for word in (directory / "cgroup.procs").read_text().split() if word != "0"]
     except OSError:
         return []
 

@@ -73,7 +73,7 @@ def silent(pid: int, path: str, what: str = "read") -> Iterator[None]:
             yield
         finally:
             process.stdin.close()
-            process.wait(20)
+            process.wait()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -115,6 +115,14 @@ class Stream:
                 await self.came.wait()
         last = [{key: value for key, value in event.items() if value is not None} for event in self.events[-20:]]
         raise AssertionError(f"no {kind} {text} of {group or 'any group'} in {seconds * SLOW} s: {last}")
+
+
+async def until(condition: Callable[[], Any], what: str, seconds: float = 10.0) -> None:
+    """Wait until *condition* is true, which is to be soon; AssertionError."""
+    with trio.move_on_after(seconds * SLOW):
+        while not condition():
+            await trio.sleep(0.02)
+    assert condition(), what
 
 
 @asynccontextmanager

@@ -531,7 +531,7 @@ def test_a_signal_or_an_answer_is_sent_once(peer: Peer, run: Callable[..., Any])
 
 
 def test_none_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for path, most in ((tmp_path / "nowhere" / "guest.sock", 2.0), (tmp_path / "guest.sock", 2.0)):
+    for path, most in ((tmp_path / "nowhere" / "guest.sock", 4.5), (tmp_path / "guest.sock", 4.5)):
         begun = time.monotonic()
         assert remote.main(["--socket", str(path), "freeze", "web", "--wait", "0.3"]) == 5
         assert time.monotonic() - begun < most
@@ -604,7 +604,7 @@ def test_the_broker_is_asked_where_the_view_cannot_be_written(
     monkeypatch.setattr(client, "local_view", lambda: made(tmp_path, False))
     begun = time.monotonic()
     assert remote.main(["ls"]) == 0
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 4.5
     assert remote.main(["create", "x", "--wait", "0.1"]) == 5
     peer.path.unlink()
     assert remote.main(["create", "x"]) == 5

@@ -10,6 +10,7 @@ launcher is a process that leads a session on its slave.
 
 from __future__ import annotations
 
+import array
 import fcntl
 import os
 import pty
@@ -20,12 +21,14 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from nestrt.act import relay
 from nestrt.kernel import signalfd, terminal
 from support.need import SLOW
+from support.runner import wait_for
 
 LIMIT = 30 * SLOW  # seconds
 
@@ -99,9 +102,11 @@ class Launcher:
 
 
 def launch(arguments: tuple[str, ...], plain: bool) -> int:
-    """What a launcher does: hold signals, make the process, stay with it."""
+    """What a launcher does: hold signals, size the terminal, make the process, stay with it."""
     before = relay.hold()
     master = None if plain else terminal.open_guest_pty()[0]
+    if master is not None:
+        relay.fit(master)
     pid = os.fork()
     if pid == 0:
         try:
@@ -250,10 +255,23 @@ def test_nobody_reads_and_a_signal_ends_the_wait(start: Callable[..., Launcher])
     out, into = os.pipe()
     launcher = start(*shell("trap '' TERM; stty raw; head -c 69000 /dev/zero"), stdout=into)
     os.close(into)
-    time.sleep(1)
+
+    def is_waiting() -> bool:
+        held = array.array("i", [0])
+        fcntl.ioctl(out, termios.FIONREAD, held)
+        return held[0] > 0 and not living(launcher.pid)
+
+    wait_for(is_waiting, "the guest's end, with its output on the way")
+    time.sleep(0.2)
     os.kill(launcher.pid, signal.SIGTERM)
     assert launcher.status() == 0
     os.close(out)
+
+
+def living(pid: int) -> list[str]:
+    """The children of *pid* that have not ended."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [one for one in children if Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[0] != "Z"]
 
 
 @pytest.mark.parametrize("text", [b"one\ntwo\n", b"one\ntwo", b""])
@@ -337,7 +355,8 @@ def test_ignored_signals_stay_ignored(start: Callable[..., Launcher]) -> None:
     program = "import os, sys; import unit.test_relay as t; os._exit(t.launch(tuple(sys.argv[1:]), True))"
     nohup = f"trap '' HUP; exec {sys.executable} -c '{program}' \"$@\""
     guest = (
-        "import os, signal, time; signal.signal(signal.SIGHUP, lambda *_: os._exit(9)); print('ready'); time.sleep(0.5)"
+        "import os, signal, sys, time; signal.signal(signal.SIGHUP, lambda *_: os._exit(9)); print('ready'); "
+        "sys.stdin.readline(); time.sleep(0.5)"
     )
     environment = f"PYTHONPATH={os.pathsep.join(p for p in sys.path if p)}"
     launcher = start("env", environment, *shell(nohup), "sh", sys.executable, "-ISuc", guest, plain=True)
@@ -345,6 +364,7 @@ def test_ignored_signals_stay_ignored(start: Callable[..., Launcher]) -> None:
     # The launcher that heeds it is the first one's guest.
     with open(f"/proc/{launcher.pid}/task/{launcher.pid}/children", encoding="ascii") as file:
         os.kill(int(file.read()), signal.SIGHUP)
+    launcher.type(b"\r")
     assert launcher.status() == 0
 
 
