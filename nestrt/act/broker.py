@@ -13,7 +13,7 @@ from _socket import socket as _socket
 from nestrt import jsontext
 from nestrt.errors import HostError, NestrtError
 from nestrt.kernel import pidfd
-from nestrt.plan.broker import HOST_SOCKET
+from nestrt.plan.broker import AUDIT, HOST_SOCKET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,9 +123,8 @@ def embed(name: str, group: str, signals: set[int]) -> Embedded:
     ready, theirs = os.pipe()
     argv = [sys.executable, "-I", "-S", "-c", PROGRAM, PACKAGE, "broker", "--embedded", name, "--cgroup", group]
     places = [(os.POSIX_SPAWN_DUP2, ours, 0), (os.POSIX_SPAWN_DUP2, theirs, 1)]
-    pid = os.posix_spawn(
-        sys.executable, argv, {"PATH": os.defpath}, file_actions=places, setsigmask=signals, setpgroup=0
-    )
+    environment = {"PATH": os.defpath, **{name: value for name, value in os.environ.items() if name == AUDIT}}
+    pid = os.posix_spawn(sys.executable, argv, environment, file_actions=places, setsigmask=signals, setpgroup=0)
     os.close(ours)
     os.close(theirs)
     found = Embedded(pid, held)

@@ -93,21 +93,22 @@ def _helper(process: int, tree: int, root: int, words: list[str]) -> int:
     # No copy of this process, which may have threads and much memory, goes into a guest: a new program.
     begun, begins = os.pipe()
     # Above the helper's own: none is overwritten before it has been copied.
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, BEGUN + 1) for fd in (process, tree, root, begins)]
-    os.close(begins)
-    places: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
-        (os.POSIX_SPAWN_DUP2, fd, to) for fd, to in zip(high, (PIDFD, TREE, ROOT, BEGUN), strict=True)
-    ]
+    high: list[int] = []
     # Whoever reads what we write does not wait for a helper that cannot be killed.
-    places += [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
+    places: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)
+    ]
     argv = [sys.executable, "-I", "-S", "-c", PROGRAM, PACKAGE, *words]
     try:
+        for fd, to in ((process, PIDFD), (tree, TREE), (root, ROOT), (begins, BEGUN)):
+            high.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, BEGUN + 1))
+            places.append((os.POSIX_SPAWN_DUP2, high[-1], to))
         child = os.posix_spawn(sys.executable, argv, {}, file_actions=places, setsigmask=[])
     except BaseException:
         os.close(begun)
         raise
     finally:
-        for fd in high:
+        for fd in (begins, *high):
             os.close(fd)
     watch = os.pidfd_open(child)
     try:

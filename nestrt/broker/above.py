@@ -26,6 +26,10 @@ REMEDY = 'have this level started with a broker: broker = "wanted" in its policy
 OWN_REMEDY = "start one: nestrt broker"
 
 
+class Reply(Refusal):
+    """What the broker itself has said."""
+
+
 def needed() -> bool:
     """Whether this process may write no device rules, programs and ``trusted.*`` attributes itself: all of it takes
     CAP_SYS_ADMIN of the initial user namespace."""
@@ -37,7 +41,7 @@ def needed() -> bool:
 def ask(method: str, parameters: dict[str, Any], socket: str | None = None) -> dict[str, Any]:
     """The reply of the broker at *socket* (GUEST_SOCKET) to *method* ("io.nestrt.Guest.Devices").
 
-    Raises Refusal: the broker's own, NotPossible where there is none, Busy where it does not answer in PATIENCE.
+    Raises Refusal: a Reply, NotPossible where there is none, Busy where it does not answer in PATIENCE.
     """
     socket = GUEST_SOCKET if socket is None else socket
     whose, remedy = ("this level", OWN_REMEDY) if socket == HOST_SOCKET else ("the level above", REMEDY)
@@ -61,7 +65,7 @@ def ask(method: str, parameters: dict[str, Any], socket: str | None = None) -> d
         return values
     own = error.startswith("io.nestrt.")
     message, code = str(values.get("message") or values.get("parameter") or error), values.get("errno")
-    raise Refusal(
+    raise Reply(
         error.rpartition(".")[2] if own else "NotPossible",
         message if own else f"cannot {operation}: {message}",
         str(values.get("remedy") or ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from nestrt import jsontext
+from nestrt.plan.broker import AUDIT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 
 DIRECTORY = "/var/log/nestrt/audit"
-VARIABLE = "NESTRT_AUDIT"
 # Bytes of one value in a line, escapes counted: all together are less than LONGEST_LINE.
 ROOM = {"guest": 4096, "method": 256, "group": 8192, "key": 1024, "old": 16384, "new": 16384, "message": 4096}
 ROOM_REFUSED = {**ROOM, "group": 1024, "key": 256, "old": 1024, "new": 1024, "message": 1024}
@@ -40,7 +40,7 @@ UNSET = 0xFFFFFFFF
 
 def audit_directory() -> str:
     """Where the audit is that no option names: where the environment says, or DIRECTORY."""
-    return os.path.abspath(os.environ.get(VARIABLE) or DIRECTORY)
+    return os.path.abspath(os.environ.get(AUDIT) or DIRECTORY)
 
 
 def login_of(process: int | str) -> int | None:

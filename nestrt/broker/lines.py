@@ -94,9 +94,8 @@ class Lines:
                 if not all(map(is_ours, os.listdir(fd))):
                     os.close(fd)
                     reason = "other files are in it, and only root would be let in"
-                    raise HostError(
-                        "keep", f"{self.what} in {self.directory}", reason, f"name another directory: {self.option}"
-                    )
+                    remedy = f"name another directory: {self.option}; or see that only root needs them, and chmod 700"
+                    raise HostError("keep", f"{self.what} in {self.directory}", reason, remedy)
                 os.fchmod(fd, 0o700)
             return fd
         except OSError as error:

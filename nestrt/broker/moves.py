@@ -87,18 +87,34 @@ def _put_back(guest: Served, pid: int, wrong: dict[Hierarchy, tuple[str, str]]) 
             if place == belongs or place not in {(hierarchy.base + group).rstrip("/") for group in groups}:
                 continue
             host = next(h for h in guest.hierarchies if h.name == hierarchy.name)
-            back = back and any(_write(host.path(to), pid) for to in ([belongs] if belongs else others))
+            back = back and any(_write(host.path(to), to, pid) for to in ([belongs] if belongs else others))
         return back or ended(fd)
     finally:
         os.close(fd)
 
 
-def _write(directory: str, pid: int) -> bool:
+def _write(directory: str, group: str, pid: int) -> bool:
+    """Move *pid* to *group*, as this level names it, whose *directory* that is; whether it was done."""
     try:
         cgroup.write(directory + "/cgroup.procs", str(pid))
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno != errno.EACCES or not above.needed():
+            return False
+        try:
+            above.ask(METHOD, {"group": group, "pids": [pid]})
+        except Refusal:
+            return False
     return True
+
+
+def _by_the_level_above(guest: Served, pid: int, to: str, hierarchies: tuple[Hierarchy, ...], operation: str) -> None:
+    """Have *pid* moved to group *to* of *guest*, which divides *hierarchies*. Raises Refusal."""
+    own = {hierarchy.name for hierarchy in hierarchies}
+    others = [h.name for h in guest.hierarchies if h.name not in own and os.access(h.mountpoint, os.W_OK)]
+    if others:
+        reason = f"the level above moves processes in all hierarchies of this one, and {others[0]} is not divided here"
+        raise Refusal("NotPossible", f"cannot {operation}: {reason}", "have the guest's policy divide that too")
+    above.ask_for(guest, METHOD, guest.root + to.rstrip("/"), {"pids": [pid]})
 
 
 def move(
@@ -148,7 +164,7 @@ def move(
         # __cgroup1_procs_write()).
         if error.code != errno.EACCES or not above.needed():
             raise
-        above.ask_for(guest, METHOD, guest.root + to.rstrip("/"), {"pids": [pid]})
+        _by_the_level_above(guest, pid, to, hierarchies, operation)
         sure([*old])
     return {hierarchy.options: group for hierarchy, group in old.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from nestrt.broker.audit_line import DIRECTORY
 from nestrt.level.policy import QUOTAS
 from nestrt.record import record, replace
 
@@ -20,7 +21,7 @@ class Options:
     requests: int = 1000
     connections: int = 64
     message_bytes: int = 65536
-    audit: str = "/var/log/nestrt/audit"
+    audit: str = DIRECTORY
     version: str = ""
 
     @property

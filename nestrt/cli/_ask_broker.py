@@ -42,7 +42,9 @@ ERRORS: dict[str, type[NestrtError]] = {
 
 
 class Answered(NestrtError):
-    """What the broker says, as it says it."""
+    """What the broker says, as it says it; or, where it has not *replied*, what is to say of that."""
+
+    replied = False
 
     def __str__(self) -> str:
         return one_line("; ".join(part for part in (self.reason, self.remedy) if part))
@@ -101,4 +103,5 @@ def ask(method: str, parameters: dict[str, Any], socket: str = HOST_SOCKET) -> d
     except Refusal as refusal:
         error = Answered("", "", refusal.message, refusal.remedy)
         error.status = ERRORS.get(refusal.name, NestrtError).status
+        error.replied = isinstance(refusal, above.Reply)
         raise error from refusal

@@ -6,12 +6,10 @@ by outermost guest, so that what one guest does pushes out no other's.
 
 from __future__ import annotations
 
-import os
-
 from nestrt.broker.audit_line import audit_directory
 from nestrt.broker.audit_read import Entry, Reader
 from nestrt.broker.audit_read import Follower as LineFollower
-from nestrt.broker.lines import Lines, is_ours
+from nestrt.broker.lines import Lines
 from nestrt.cli._formats import encode
 from nestrt.errors import InputError, NotFound
 from nestrt.host.event import Event, Guests, from_row
@@ -30,9 +28,6 @@ class Recorder:
     def __init__(self, directory: str) -> None:
         if not directory.startswith("/"):
             raise InputError("record events in", directory, "it is no absolute path", "write NAME before --record")
-        if os.path.isdir(directory) and not all(map(is_ours, os.listdir(directory))):
-            reason = "other files are in it, and only root would be let in"
-            raise InputError("record events in", directory, reason, "name a directory that is not there yet")
         self._lines = Lines(directory, "events", "--record DIR")
         self._count = 0
         self._lines.prune(MOST_FILES)
@@ -72,7 +67,7 @@ def _changed(entry: Entry, guests: Guests) -> Event | None:
     name, group, verdict = (entry.get(key) for key in ("guest", "group", "verdict"))
     if not isinstance(name, str) or not isinstance(group, str):
         return None
-    guest = next((one for one in guests.known.values() if one.name == name), None)
+    guest = guests.known.get(name) or next((one for one in guests.known.values() if one.name == name), None)
     root = guest.root if guest else ""
     peer = entry.get("peer")
     pid, uid = (peer.get(key) for key in ("pid", "uid")) if isinstance(peer, dict) else (None, None)
@@ -81,7 +76,7 @@ def _changed(entry: Entry, guests: Guests) -> Event | None:
     if not done:
         detail += f": {entry.get('message') or verdict}"
     return Event(
-        time=_seconds(str(entry["time"])), kind="change" if done else "refused", name=name,
+        time=_seconds(str(entry["time"])), kind="change" if done else "refused", name=guest.name if guest else name,
         level=guest.level if guest else -1, claim=guest.claim if guest else False,
         path=root + ("" if group == "/" else group), group=group, key=str(entry.get("key") or "") or None,
         count=1 + entry["repeated"] if type(entry.get("repeated")) is int else 1, detail=detail[:1000],

@@ -40,7 +40,9 @@ class Change:
     def __init__(self, method: str, view: View, guest: Guest | None = None) -> None:
         self.method = method
         self.level = view.level
-        self.guest = guest.name if guest is not None else ""
+        # What a user of this level calls a group of his is not taken for a guest of that name.
+        claim = guest is not None and guest.claim and "/" not in guest.name
+        self.guest = "" if guest is None else guest.path if claim else guest.name
         self.notes: dict[str, tuple[Any, Any]] = {"": (None, None)}
         self.happened = False
 
@@ -48,6 +50,11 @@ class Change:
         """*key* was *old*, and is now *new* or is to be."""
         self.notes.pop("", None)
         self.notes[key] = (old, new)
+
+    def leave(self, *keys: str) -> None:
+        """Leave *keys*, or all, to a broker, which writes them down."""
+        for key in keys or (*self.notes,):
+            self.notes.pop(key, None)
 
     def __enter__(self) -> Change:
         return self
@@ -58,12 +65,13 @@ class Change:
 
     def _write(self, verdict: tuple[str, str]) -> None:
         # After the deed: what this costs, a start of a process has not to wait for.
-        from nestrt.broker.audit_line import VARIABLE, audit_directory, login_of, parts, who
+        from nestrt.broker.audit_line import audit_directory, login_of, parts, who
         from nestrt.broker.lines import SharedLines
+        from nestrt.plan.broker import AUDIT
 
         peer = who(Caller(os.getpid(), os.geteuid(), os.getegid(), login_of("self")))
         try:
-            lines = SharedLines(audit_directory(), "the audit", f"{VARIABLE}=DIR")
+            lines = SharedLines(audit_directory(), "the audit", f"{AUDIT}=DIR")
             try:
                 for key, (old, new) in self.notes.items():
                     head, tail = parts(self.guest, self.method, ("/", key, old, new), verdict)

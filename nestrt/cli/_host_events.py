@@ -38,7 +38,7 @@ marks of guests that are there have their starts; `nestrt events --follow --reco
 where it has. Without --since that is the last day; with --follow nothing that has been.
 
 TIME is 10m, 2h or 3d ago, or like 2026-11-30T12:00, 2026-11-30T12:00:00Z or 12:00. A NAME stands for the guest and
-those inside it; it may be one that is still to come. KINDS are, with commas between, some of:
+those inside it; it may be one that is still to come, by its whole name. KINDS are, with commas between, some of:
 {kinds}.
 Usual are all but change and refused, which are `nestrt audit`'s. PRESSURE is the share of a window in which processes
 waited, as 10%/2s, of memory and I/O, or memory:5%/1s,io:20%/2s,cpu:50%/10s; the window is 500ms to 10s.

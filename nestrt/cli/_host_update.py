@@ -272,15 +272,17 @@ def _update(target: Target, new: Limits, allow: list[str], deny: list[str], chan
     if container is not None:
         _own(target, container, new, allow, deny)
         change.happened = True
-        _ask_broker.set_limits(target.guest.path, new, None)  # what it knows of the guest is to follow
+        if _ask_broker.set_limits(target.guest.path, new, None):  # what it knows of the guest is to follow
+            change.leave(*(key for key, _ in _ask_broker.SETTINGS.values()))
         return
     rules = _rules(target, allow, deny)
     try:
         asked = _ask_broker.set_limits(target.guest.path, new, rules)
-    except _ask_broker.Answered:
-        change.notes.clear()
+    except _ask_broker.Answered as error:
+        if error.replied:
+            change.leave()
         raise
     if asked:
-        change.notes.clear()
+        change.leave()
     else:
         _directly(target, new, rules)

@@ -10,7 +10,7 @@ from datetime import datetime
 from itertools import chain, islice
 from typing import Any, Iterator
 
-from nestrt.broker.audit_line import DIRECTORY, VARIABLE, audit_directory
+from nestrt.broker.audit_line import DIRECTORY, audit_directory
 from nestrt.broker.audit_read import Entry, Follower, Reader
 from nestrt.broker.lines import COMMANDS, SUFFIX
 from nestrt.cli._formats import Column, add_options, write_rows
@@ -19,6 +19,7 @@ from nestrt.errors import InputError
 from nestrt.host.marks import escape
 from nestrt.host.short import is_short, pick, split
 from nestrt.host.template import is_template
+from nestrt.plan.broker import AUDIT
 
 FIELDS = (
     "time", "guest", "peer.user", "peer.pid", "method", "group", "key", "old", "new", "verdict", "message", "repeated",
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--refused", action="store_true", help="only what was refused")
     parser.add_argument("--group", metavar="GROUP", help="only this group of the guest and those below it")
     parser.add_argument("--method", metavar="METHOD", help="only this method: Set, SetLimits, Exec, Freeze …")
-    text = f"where it is (default: ${VARIABLE}, else {DIRECTORY})"
+    text = f"where it is (default: ${AUDIT}, else {DIRECTORY})"
     parser.add_argument("--directory", metavar="DIR", default=audit_directory(), help=text)
     add_options(parser, ("text", "json", "yaml", "csv"), "text")
     options = parser.parse_args(argv)

@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 
-from nestrt.broker.audit_line import DIRECTORY, VARIABLE, audit_directory
+from nestrt.broker.audit_line import DIRECTORY, audit_directory
 from nestrt.cli.options import Option, parse, usage
 from nestrt.cli.version import VERSION
 from nestrt.errors import HostError, InputError
 from nestrt.packages import find_package
+from nestrt.plan.broker import AUDIT
 from nestrt.record import replace
 
 HEAD = """usage: nestrt broker [OPTION …]
@@ -29,7 +30,7 @@ OPTIONS = (
     Option("requests", "N", "requests a second of one guest (default: 1000); more wait"),
     Option("connections", "N", "connections of one guest (default: 64)"),
     Option("message", "BYTES", "longest call (default: 65536)"),
-    Option("audit", "DIR", f"where changes are written down (default: ${VARIABLE}, else {DIRECTORY})"),
+    Option("audit", "DIR", f"where changes are written down (default: ${AUDIT}, else {DIRECTORY})"),
     Option("embedded", "NAME", "serve this guest alone, until standard input ends; launch --broker=embedded does it"),
     Option("cgroup", "GROUP", "the limit group of that guest"),
     Option("help", "", "this text", "h"),

@@ -19,10 +19,13 @@ def open(pid: int, start: int | None = None) -> int:
     pidfd_open(2). Raises OSError: ESRCH if there is no such process, or another one by now.
     """
     descriptor = os.pidfd_open(pid)
-    # Only now: while the descriptor is open the process it is for keeps its number until it is reaped.
-    if start is not None and start_time(pid) != start:
+    try:
+        # Only now: while the descriptor is open the process it is for keeps its number until it is reaped.
+        if start is not None and start_time(pid) != start:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), str(pid))
+    except OSError:
         os.close(descriptor)
-        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), str(pid))
+        raise
     return descriptor
 
 

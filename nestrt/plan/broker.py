@@ -9,6 +9,7 @@ GUEST_SOCKET = f"{STATE_DIR}/guest.sock"
 # Each guest's socket is in a directory of its own below this one, which only the level's root may enter.
 SOCKETS = f"{STATE_DIR}/broker"
 SOCKET_NAME = "guest.sock"
+AUDIT = "NESTRT_AUDIT"  # in the environment: the directory of the audit
 
 
 def socket_directory(name: str, limit_group: str) -> str:

@@ -291,6 +291,9 @@ def test_a_guest_that_starts_in_its_root(lxc: Lxc, private: bool, bound: Callabl
 # --- the end of it -------------------------------------------------------------------------------
 
 
+MONITOR = "/lxc.monitor."
+
+
 def gone(lxc: Lxc, name: str) -> None:
     wait_for(lambda: not lxc.left(name), f"{name} to be gone: {lxc.left(name)}")
 
@@ -376,7 +379,12 @@ def refused(lxc: Lxc, name: str, *fragments: str) -> None:
     assert len(said) == 1, said
     for fragment in fragments:
         assert fragment in said[0], said
-    gone(lxc, name)
+    left = lxc.left(name)
+    wait_for(lambda: not [line for line in lxc.left(name) if MONITOR not in line], f"{name} to be gone: {left}")
+    # LXC's own groups, which it sometimes leaves when it has failed to start a container, with nobody in them.
+    for path in groups(f"{MONITOR}{name}"):
+        path.rmdir()
+    assert lxc.left(name) == []
 
 
 def test_what_is_no_guest_is_refused(lxc: Lxc) -> None:

@@ -86,13 +86,20 @@ def prepare(bundle: Bundle, python: PythonRoot) -> Bundle:
 
 
 @pytest.mark.parametrize("userns", [False, True], ids=["nouserns", "userns"])
-def test_nestrt_as_the_runtime(bundle: Bundle, python: PythonRoot, broker: Broker, userns: bool) -> None:
+def test_nestrt_as_the_runtime(
+    nestrt: Nestrt, bundle: Bundle, python: PythonRoot, broker: Broker, userns: bool
+) -> None:
     prepare(bundle, python).virtual()
     if userns:
         bundle.user_namespace()
     bundle.write()
     bundle.run("--detach").ok()
     divides(bundle, broker)
+    # The host's change of limits is the broker's to write down, of devices the command's.
+    words = ("update", bundle.id, "-m", "96M", "--device", "c 10:229 rwm")
+    nestrt.run(*words, env={**os.environ, "NESTRT_AUDIT": str(broker.audit)}).ok()
+    keys = [entry["key"] for entry in broker.entries(bundle.id) if entry["method"] == "SetLimits"]
+    assert sorted(keys) == ["devices", "memory.max"]
 
 
 @pytest.fixture(params=RUNTIMES, ids=os.path.basename)

@@ -639,6 +639,30 @@ inject.put_socket({found["pid"]}, {found["start"]}, {source!r}, "/run/nestrt/gue
     assert served(guest)
 
 
+def test_no_descriptor_is_left_where_there_are_too_few(start: Start) -> None:
+    guest = start()
+    found, source = mark(limit_group(guest.name)), f"{SOCKETS}/{guest.name}/guest.sock"
+    code = f"""
+import os, resource
+from nestrt.act import inject
+from nestrt.errors import NestrtError
+os.closerange(3, 256)
+most, failed, before = resource.getrlimit(resource.RLIMIT_NOFILE), 0, len(os.listdir("/proc/self/fd"))
+for limit in range(4, 24):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most[1]))
+    try:
+        inject.put_socket({found["pid"]}, {found["start"]}, {source!r}, "/run/nestrt/guest.sock")
+    except (NestrtError, OSError):
+        failed += 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    assert len(os.listdir("/proc/self/fd")) == before, (limit, os.listdir("/proc/self/fd"))
+assert 9 < failed < 20, failed
+"""
+    done = subprocess.run([PYTHON, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert served(guest)
+
+
 def test_guests_that_ended_meanwhile(start: Start, broker: Broker, nestrt: Nestrt, python: PythonRoot) -> None:
     """While nobody serves: one guest ends, another is deleted and started anew by the same name, a third goes on."""
     one, two, three = start(), start(), start()

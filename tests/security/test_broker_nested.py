@@ -155,6 +155,55 @@ end(pids)
     assert two.call("Info")["name"] == "two"
 
 
+# cgroup v1: root of a user namespace may not move processes of other users, so the broker of level 1 has that done.
+
+
+@pytest.mark.v1
+def test_what_is_not_divided_is_not_moved(start: Start) -> None:
+    """The host's broker moves in all hierarchies of level 1; where level 2 has not all of them it is told why not."""
+    level = start("userns")
+    level.guest.python("open('/mnt/less.toml', 'w').write('[partition]\\npids = false\\n')")
+    less = level.launch("less", "--policy", "/mnt/less.toml", *INNER)
+    less.call("Create", group="cell")
+    pid = less.spawn("exec sleep 1000")
+    before = less.shell(f"cat /proc/{pid}/cgroup")
+    with pytest.raises(Refused, match="is not divided here") as refused:
+        less.call("Attach", group="cell", pids=[pid])
+    assert refused.value.error == "NotPossible"
+    assert less.shell(f"cat /proc/{pid}/cgroup") == before
+
+
+PUT_BACK = """
+import sys
+sys.path.insert(0, "/opt/nestrt")
+from nestrt.packages import find_package
+find_package("trio", "python3-trio")
+from nestrt.broker import above, moves
+from nestrt.broker.served import Served
+from nestrt.probe.facts import primary, read_hierarchies
+found = read_hierarchies(make=True)
+guest = Served("one", "/nestrt/one", found, primary(found))
+assert guest.learn()
+divided = guest.open().view.divided
+above.ask(moves.METHOD, {"group": guest.root + "/cell", "pids": [PID]})
+result = [open("/proc/PID/cgroup").read(), moves._put_back(guest, PID, {h: ("/cell", "/") for h in divided})]
+guest.close()
+"""
+
+
+@pytest.mark.v1
+def test_what_was_moved_by_mistake_is_put_back(start: Start) -> None:
+    """A number that has gone to a process of level 1, of another user: it is back where its parent is."""
+    level, one, _ = pair(start, "userns-userns")
+    one.call("Create", group="cell")
+    pid = level.guest.spawn("exec sleep 1000", user=1000)
+    before = level.guest.shell(f"cat /proc/{pid}/cgroup")
+    moved, back = level.guest.python(PUT_BACK.replace("PID", str(pid)))
+    assert "/nestrt/one/guest/cell" in moved
+    assert back
+    assert level.guest.shell(f"cat /proc/{pid}/cgroup") == before
+
+
 NAMES = (
     "..", "../two", "../../..", "/..", "/../../nestrt/two", "init/../..", ".", "./.", "//", "/sys/fs/cgroup", "/proc/1",
     "/nestrt/two", "nestrt/two/guest", "../../../../proc/self/root", "-rf", "a/" * 300, "x" * 5000, "a\0b", "\0",

@@ -33,7 +33,7 @@ from nestrt.broker.lines import COMMANDS, LONGEST_LINE, SharedLines, file_name
 from nestrt.broker.peer import Peer
 from nestrt.cli._ask_broker import Answered
 from nestrt.cli._host_audit import Change
-from nestrt.errors import HostError, KernelError, StateError
+from nestrt.errors import HostError, KernelError, NotFound, StateError
 from support.rootfs import CHECKOUT
 
 ROOT = Peer(4711, 0, 0, -1, 0, True)
@@ -50,7 +50,13 @@ class Level:
 class Web:
     """Of a Guest."""
 
-    name = "web"
+    name, path, claim = "web", "/nestrt/web", False
+
+
+class Claimed(Web):
+    """A group of a user's, who calls it so."""
+
+    path, claim = "/user/x", True
 
 
 @pytest.fixture
@@ -119,11 +125,27 @@ def test_what_failed(directory: Path, error: BaseException, verdict: str, messag
 def test_what_a_broker_has_written_or_is_not_roots(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with change() as one:
         one.note("memory.max", 1, 2)
-        one.notes.clear()
+        one.leave()
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with change():
         pass
     assert not directory.exists()
+
+
+def test_what_a_broker_leaves_to_the_command(directory: Path) -> None:
+    with change() as one:
+        one.note("memory.max", 1, 2)
+        one.note("devices", None, "a")
+        one.leave("memory.max", "pids.max")
+    assert [entry["key"] for entry in entries(directory)] == ["devices"]
+
+
+def test_a_claim_is_not_taken_for_the_guest_of_that_name(directory: Path) -> None:
+    with change(guest=Claimed):
+        pass
+    assert entries(directory, "/user/x")
+    with pytest.raises(NotFound):
+        entries(directory, "web")
 
 
 def test_the_level_itself_has_no_name(directory: Path) -> None:
