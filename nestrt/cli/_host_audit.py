@@ -33,6 +33,10 @@ class Caller:
     guest_gid: int | None = None
 
 
+def is_root() -> bool:
+    return os.geteuid() == 0
+
+
 class Change:
     """What *method* does to *guest*, None: to the level itself. As a context: how it ends is what is written down, a
     line for each of the *notes*. Only root's: all others are refused by all of them, and may not write there."""
@@ -60,7 +64,7 @@ class Change:
         return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
-        if os.geteuid() == 0 and self.notes:
+        if is_root() and self.notes:
             self._write(("done", "") if error is None or self.happened else _verdict(error))
 
     def _write(self, verdict: tuple[str, str]) -> None:

@@ -23,6 +23,7 @@ from support.broker import BrokerGuest, running, start_guest
 from support.bundles import Bundle
 from support.guests import MODES, nested
 from support.hostside import has_v1
+from support.need import SLOW
 from support.rootfs import COMMAND, PythonRoot
 from support.runner import Nestrt, Result, wait_for
 
@@ -172,7 +173,7 @@ def test_who_logged_in(log: Log, guest: str, tmp_path: Path) -> None:
     script = 'echo 1234 >/proc/self/loginuid; cat /proc/self/loginuid >"$2"; exec "$0" freeze "$1"'
     env = {**os.environ, "NESTRT_AUDIT": str(log.directory)}
     argv = ["sh", "-c", script, log.nestrt.command, guest, str(tmp_path / "login")]
-    subprocess.run(argv, env=env, check=True, timeout=60, stderr=subprocess.DEVNULL)
+    subprocess.run(argv, env=env, check=True, timeout=60 * SLOW, stderr=subprocess.DEVNULL)
     text = (tmp_path / "login").read_text()
     login = int(text) if text and int(text) != 0xFFFFFFFF else None  # a kernel without, or one that lets nobody set it
     (entry,) = log.entries(guest)

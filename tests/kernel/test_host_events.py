@@ -384,9 +384,9 @@ def test_readers_and_names(nestrt: Nestrt, busybox: Path, guest_name: str, tmp_p
     strange = tmp_path / "strange"
     strange.mkdir(mode=0o755)
     (strange / "mine.txt").touch()
-    for bad in ("web", str(strange)):
+    for bad, status in (("web", 2), (str(strange), 5)):
         result = nestrt.run("events", "-f", "--record", bad)
-        assert (result.rc, result.out, len(result.err.splitlines())) == (2, "", 1), result
+        assert (result.rc, result.out, len(result.err.splitlines())) == (status, "", 1), result
     assert strange.stat().st_mode & 0o777 == 0o755
     late = nestrt.run("events", "-f", "--until", "1s", guest_name)
     assert (late.rc, late.out) == (0, "")

@@ -5,8 +5,9 @@
     /nestrt-eye-NAME-PID      limit group, 256M     ◀── nestrt events: host/follow_pressure.py
                     └ guest   256M                  ◀── Events of "/"
                       └ web   16M                   ◀── Events and React: broker/watch_pressure.py
-                              a process in it keeps 9M, and writes and reads a file of 32M: the kernel has to take the
-                              file's pages back all the time, and finds few that it can
+                              a process in it keeps 9M, and half a MiB more each time that it writes and reads a file of
+                              32M: the kernel has to take the file's pages back all the time, and finds ever fewer that
+                              it can, until it kills the process, and the next one begins anew
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from support.watching import PYTHON, Eye, eye, guest_by_hand, make, running, sub
 LEVELS = ("low", "medium", "critical")
 TELLS = ("reaction", "lost")
 PATIENCE = 30.0
-# Where the file is on a tmpfs its pages are not to be had back: the child is killed, and the next one begins anew.
 CHURN = """
 import ctypes, os, signal, sys
 sys.stdin.readline()
@@ -40,12 +40,12 @@ path = sys.argv[1]
 
 def churn():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    keep = bytearray(9 << 20)
-    for at in range(0, len(keep), 4096):
-        keep[at] = 1
+    kept = []
     piece = bytes(65536)
     with open(path, "w+b", 0) as file:
         while os.getppid() == parent:
+            for _ in range(9 << 4 if not kept else 8):
+                kept.append(bytearray(b"1" * 65536))
             file.seek(0)
             for _ in range(512):
                 file.write(piece)
@@ -120,7 +120,7 @@ def test_a_level_is_reacted_to(level: str, churning: Callable[[str], Any]) -> No
     run(main)
 
 
-# What presses is given more until that is enough for it; its own memory is 9M, so 64M are.
+# What presses is given more, step by step, as much as the reaction may.
 @pytest.mark.v1
 def test_a_level_raises_the_limit(churning: Callable[[str], Any]) -> None:
     async def main() -> None:

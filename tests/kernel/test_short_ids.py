@@ -29,6 +29,7 @@ from support.bundles import Bundle
 from support.byhand import make_group, remove_groups
 from support.hostside import groups, processes, read
 from support.hostside import hierarchies as host_hierarchies
+from support.need import SLOW
 from support.runner import Nestrt, wait_for
 from support.stream import is_listening
 
@@ -167,7 +168,9 @@ def marked(places: dict[str, tuple[str, str, int]]) -> Iterator[None]:
         remove_groups(TOP)
 
 
-@pytest.mark.parametrize("trick", ["same", "beginning", "like", "shortest"])
+@pytest.mark.parametrize(
+    "trick", ["same", *(pytest.param(one, marks=pytest.mark.slow_on_vm) for one in ("beginning", "like", "shortest"))]
+)
 @pytest.mark.parametrize("place", ["web/guest/nestrt/evil", "user"])
 def test_no_claim_is_taken_for_the_hosts_guest(nestrt: Nestrt, place: str, trick: str) -> None:
     id = new_id()
@@ -220,7 +223,7 @@ def test_events_of_one_that_has_ended(nestrt: Nestrt, tmp_path: Path) -> None:
                 wait_for((place / f"{one}.jsonl").exists, "the guest to be noticed", 20)
     finally:
         command.send_signal(signal.SIGTERM)
-        command.wait(20)
+        command.wait(20 * SLOW)
     words = ("events", "--directory", os.fspath(place), "--format", "json", id[:12])
     with marked({"user": ("user.nestrt", like, NOBODY)}):
         rows = [json.loads(line) for line in nestrt.run(*words).ok().out.splitlines()]

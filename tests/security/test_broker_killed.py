@@ -590,7 +590,28 @@ def test_a_helper_that_takes_long_to_start(start: Start, broker: Broker) -> None
     """On a busy machine the one that puts the socket into a guest has not begun when its time would be over: that time
     is for the guest's files to answer."""
     guest = start()
-    broker.stop(signal.SIGKILL)
+    for _ in range(10):
+        broker.stop(signal.SIGKILL)
+        helper = start_with_the_helper_stopped(broker)
+        early, lives = bool(helper) and not served(guest), True
+        try:
+            time.sleep(inject.PATIENCE + 1 if early else 0)
+        finally:
+            try:
+                os.kill(helper or os.getpid(), signal.SIGCONT)
+            except ProcessLookupError:
+                lives = False
+        if early and lives:
+            break
+    else:
+        raise AssertionError("it was always killed, or stopped too late")
+    wait_for(lambda: served(guest), "the socket")
+    assert "do not answer" not in broker.said()
+    assert guest.shell("grep -c guest.sock /proc/self/mountinfo") == "1"
+
+
+def start_with_the_helper_stopped(broker: Broker) -> int:
+    """Start the broker; the pid of its first helper, which is stopped as soon as it is seen. 0: it was not seen."""
     stopped: list[int] = []
     ready = threading.Event()
 
@@ -609,16 +630,11 @@ def test_a_helper_that_takes_long_to_start(start: Start, broker: Broker) -> None
     thread.start()
     try:
         broker.start()
-        wait_for(lambda: stopped, "the helper")
+        thread.join(5 * SLOW)
     finally:
         ready.set()
         thread.join()
-    assert not served(guest)
-    time.sleep(inject.PATIENCE + 1)
-    os.kill(stopped[0], signal.SIGCONT)
-    wait_for(lambda: served(guest), "the socket")
-    assert "do not answer" not in broker.said()
-    assert guest.shell("grep -c guest.sock /proc/self/mountinfo") == "1"
+    return stopped[0] if stopped else 0
 
 
 @pytest.mark.parametrize("first", [9, 10, 11, 12, 13])

@@ -537,10 +537,10 @@ def test_a_fork_bomb_ends_with_the_guest(wrapped: Wrapped, pids: str) -> None:
 def test_many_groups_of_one_guest_cost_no_other(new_wrapped: NewWrapped) -> None:
     hostile, web = new_wrapped(), new_wrapped()
     web.args("true").run().ok()
-    alone = cost(lambda: web.run().ok())
+    # The least of some: what else runs on the machine makes each take more.
+    alone = min(cost(lambda: web.run().ok()) for _ in range(3))
     hostile.up(MANY.replace("NUMBER", "20000"))
     wait_for(lambda: hostile.exec("test", "-e", "/tmp/done").rc == 0, "the groups", 30)
-    # The least of some: what else runs on the machine makes each take more.
     beside = min(cost(lambda: web.run().ok()) for _ in range(3))
     begun = time.monotonic()
     hostile.delete("--force", timeout=60).ok()

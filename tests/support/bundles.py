@@ -358,7 +358,7 @@ def new_bundle(nestrt: Nestrt, busybox: Path) -> Iterator[Callable[..., Bundle]]
         except subprocess.TimeoutExpired as error:
             left.append(str(error))
         # What is killed last may still be on its way out.
-        end = time.monotonic() + 1
+        end = time.monotonic() + 10 * SLOW
         while (found := bundle.leftovers()) and time.monotonic() < end:
             time.sleep(0.02)
         left += found

@@ -62,6 +62,7 @@ class Claimed(Web):
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NESTRT_AUDIT", str(tmp_path / "audit"))
+    monkeypatch.setattr("nestrt.cli._host_audit.is_root", lambda: True)
     return tmp_path / "audit"
 
 
@@ -92,8 +93,8 @@ def test_a_line_is_as_the_brokers(directory: Path) -> None:
     login = login_of("self")
     assert entry == {
         "time": entry["time"], "guest": "web", "method": "Freeze",
-        "peer": {"pid": os.getpid(), "uid": 0, "gid": 0, "user": 0, "guest_pid": None, "guest_gid": None}
-        | ({} if login is None else {"login": login}),
+        "peer": {"pid": os.getpid(), "uid": os.geteuid(), "gid": os.getegid(), "user": 0, "guest_pid": None,
+                 "guest_gid": None} | ({} if login is None else {"login": login}),
         "group": "/", "key": "frozen", "old": False, "new": True, "verdict": "done",
     }  # fmt: skip
     assert oct(directory.stat().st_mode & 0o7777) == "0o700"
@@ -126,7 +127,7 @@ def test_what_a_broker_has_written_or_is_not_roots(directory: Path, monkeypatch:
     with change() as one:
         one.note("memory.max", 1, 2)
         one.leave()
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("nestrt.cli._host_audit.is_root", lambda: False)
     with change():
         pass
     assert not directory.exists()
@@ -241,15 +242,17 @@ WRITER = """
 import sys, time
 sys.path.insert(0, {checkout!r})
 from nestrt.broker.audit_line import parts
+from nestrt.broker import lines
 from nestrt.broker.lines import SharedLines
+lines.PATIENCE = 120.0  # that none gives up where the machine stands still
 number, count, size, files, most = map(int, sys.argv[2:])
 for place in range(count):
-    lines = SharedLines(sys.argv[1], "the audit", "NESTRT_AUDIT=DIR", 65536, files, most)
+    one = SharedLines(sys.argv[1], "the audit", "NESTRT_AUDIT=DIR", 65536, files, most)
     for guest in ("web", f"own{{number}}"):
         new = f"{{number}} {{place:{{size}}}}"
         head, tail = parts(guest, "Exec", ("/", "process", None, new), ("done", ""))
-        lines.write(guest, f"{{head}},{{tail}}")
-    lines.close()
+        one.write(guest, f"{{head}},{{tail}}")
+    one.close()
 """
 
 
