@@ -629,7 +629,7 @@ def test_a_storm_in_one_guest_is_its_own(
 ) -> None:
     """One guest executes programs as fast as it can; the other's processes are placed all the same, and soon."""
     monkeypatch.setattr(classify, "MOST_WAITING", 32)
-    monkeypatch.setattr(classify, "RATE", 100)
+    monkeypatch.setattr(classify, "RATE", 20)  # less than a storm on any machine
 
     async def action() -> None:
         await set_rules(parts, one, "1000 * x")
@@ -650,12 +650,12 @@ def test_a_storm_in_one_guest_is_its_own(
         share = (used.user + used.system - before.user - before.system) / (used.elapsed - before.elapsed)
         assert share < 0.8, "the broker's own share of the machine"
         stormy = parts.classifier.guests[one.served.root]
-        assert stormy.lost or stormy.waiting
+        await until(lambda: stormy.lost or stormy.waiting, "more than are looked at", 10)
         assert len(stormy.waiting) <= classify.MOST_WAITING + 20, "and those of one look through its groups"
         for number in storms:
             one.kill(number)
         _, pid = one.fork(1000, EXEC)
-        await until(lambda: one.group_of(pid) == "/x", "the stormy guest's own, when it is over", 10)
+        await until(lambda: one.group_of(pid) == "/x", "the stormy guest's own, when it is over", 20)
 
     run(parts, action)
 
