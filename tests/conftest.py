@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from support.broker import Broker, running
 from support.bundles import bundle, new_bundle  # noqa: F401 (fixtures)
 from support.hostside import is_v2_only
 from support.need import SLOW, required
@@ -165,6 +166,13 @@ def nestrt() -> Iterator[Nestrt]:
 
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Broker]:
+    """The host's broker, for all tests of a module."""
+    with running() as one:
+        yield one
 
 
 @pytest.fixture

@@ -16,12 +16,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import time
 
 from nestrt import jsontext
 from nestrt.act.statefile import FILE_LIMIT, STATE, damaged, mistake, read_state
 from nestrt.errors import InputError, NestrtError, NotFound, StateError
-from nestrt.kernel import pidfd
+from nestrt.kernel import flock, pidfd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -267,15 +266,10 @@ def lock(directory: str, seconds: float = -1) -> int:
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | (fcntl.LOCK_NB if seconds >= 0 else 0))
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(0.005)
+        if seconds < 0:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        elif not flock.take(fd, seconds):
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), directory)
         if not os.path.samestat(os.fstat(fd), os.stat(directory)):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
     except BaseException:

@@ -20,7 +20,7 @@ from nestrt.act import lock_mounts
 from nestrt.act.lock_groups import DOC, RECORD, Groups, read_doc
 from nestrt.act.members import living
 from nestrt.errors import HostError, KernelError, NestrtError, StateError
-from nestrt.kernel import cgroup, freezer, tasks
+from nestrt.kernel import cgroup, flock, freezer, tasks
 from nestrt.plan import lock as plan
 from nestrt.plan.lock import Doc
 
@@ -79,17 +79,10 @@ class Lock:
 
     def _take(self) -> None:
         """The broker keeps it from us for the time of one change (served.py)."""
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    os.close(self.held)
-                    reason = "another nestrt locks, unlocks or changes it just now"
-                    raise StateError("lock", self.what, reason, "try again") from None
-            time.sleep(PAUSE)
+        if not flock.take(self.held, PATIENCE):
+            os.close(self.held)
+            reason = "another nestrt locks, unlocks or changes it just now"
+            raise StateError("lock", self.what, reason, "try again")
 
     def __exit__(self, *_: object) -> None:
         # A helper that could not be ended (lock_mounts) has the descriptor too.

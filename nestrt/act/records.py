@@ -11,12 +11,11 @@ mark's word: both have the same random id.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
 
 from nestrt import jsontext
 from nestrt.errors import InputError, KernelError, StateError
+from nestrt.kernel import flock
 from nestrt.plan.facts import Hierarchy
 from nestrt.plan.request import STATE_DIR
 
@@ -105,18 +104,6 @@ class Record:
             self.fd = -1
 
 
-def _wait_for_lock(fd: int, patience: float) -> bool:
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.005)
-
-
 def open_record(name: str, make: bool = False, patience: float = PATIENCE) -> Record | None:
     """The record *name*, locked; None where there is none and it is not to be made.
 
@@ -130,7 +117,7 @@ def open_record(name: str, make: bool = False, patience: float = PATIENCE) -> Re
             os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
         while True:
             fd = os.open(path, flags, 0o600)
-            if not _wait_for_lock(fd, patience):
+            if not flock.take(fd, patience):
                 os.close(fd)
                 raise StateError("use", f"record {path}", "the guest is being made or removed", "try again")
             try:

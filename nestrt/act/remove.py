@@ -15,7 +15,7 @@ from nestrt import jsontext
 from nestrt.act import members
 from nestrt.act.members import living as living  # others have it from here
 from nestrt.errors import KernelError, StateError
-from nestrt.kernel import cgroup
+from nestrt.kernel import cgroup, flock
 from nestrt.plan.facts import Hierarchy
 from nestrt.plan.request import FIRST_GROUP, GUEST_ROOT, PARENT, PARENT_LOCK, STATE_DIR, state_file
 
@@ -198,17 +198,6 @@ def _unreserve(name: str) -> None:
             continue
 
 
-def _lock(fd: int, deadline: float) -> None:
-    """Raises BlockingIOError where another has it until *deadline*."""
-    while True:
-        try:
-            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(0.01)
-
-
 def remove_parent(
     hierarchies: tuple[Hierarchy, ...], groups: tuple[str, ...] = (PARENT,), patience: float = 0.0
 ) -> None:
@@ -221,16 +210,14 @@ def remove_parent(
     except OSError:
         return
     try:
-        _lock(fd, time.monotonic() + patience)
-        for hierarchy in hierarchies:
+        # Where a launch has the lock that one removes it, or a later one.
+        for hierarchy in hierarchies if flock.take(fd, patience) else ():
             for group in groups:
                 try:
                     if not KEPT.intersection(os.listxattr(hierarchy.path(group))):
                         os.rmdir(hierarchy.path(group))
                 except OSError:
                     continue  # other guests are there
-    except BlockingIOError:
-        pass  # the launch that has the lock removes it, or a later one
     finally:
         os.close(fd)
 

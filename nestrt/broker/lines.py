@@ -14,12 +14,12 @@ the broker write pushes out nothing of what the host's root has done to it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import time
 
 from nestrt.errors import HostError, KernelError, NestrtError, StateError
+from nestrt.kernel import flock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,8 +41,9 @@ def file_name(guest: str, writer: str = "") -> str:
     kept = b"-_.abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
     raw = guest.encode(errors="surrogatepass")
     text = "".join(chr(b) if b in kept else f"%{b:02X}" for b in raw)
-    if text[:1] in (".", ""):
+    if text.startswith("."):
         text = "%2E" + text[1:]
+    text = text or "%"  # the level itself
     if len(text) > 200:
         from hashlib import blake2b  # few names are so long
 
@@ -221,19 +222,15 @@ class SharedLines(Lines):
 
     def _open_directory(self) -> int:
         fd, what = super()._open_directory(), f"{self.what} in {self.directory}"
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return fd
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    os.close(fd)
-                    raise StateError("keep", what, "another command that writes to it does not end", "end it") from None
-            except OSError as error:
-                os.close(fd)
-                raise KernelError("keep", what, error.errno or 0, f"name another directory: {self.option}") from error
-            time.sleep(0.005)
+        try:
+            taken = flock.take(fd, PATIENCE)
+        except OSError as error:
+            os.close(fd)
+            raise KernelError("keep", what, error.errno or 0, f"name another directory: {self.option}") from error
+        if not taken:
+            os.close(fd)
+            raise StateError("keep", what, "another command that writes to it does not end", "end it")
+        return fd
 
     def write(self, guest: str, body: str) -> None:
         """A line of *guest*, as Lines has it. Raises KernelError where it is not there as a whole."""

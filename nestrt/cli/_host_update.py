@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
-import time
 
 from nestrt.act import remove, update
 from nestrt.act.containers import Container, load
@@ -20,6 +18,7 @@ from nestrt.controllers.table import missing
 from nestrt.errors import HostError, InputError, KernelError, NestrtError, StateError
 from nestrt.host.above import outer, what_is_above
 from nestrt.host.processes import first_process, processes
+from nestrt.kernel import flock
 from nestrt.level.check import Has, problems
 from nestrt.level.devices import DEFAULT_RULES, format_rule, parse_rule, subset
 from nestrt.level.limits import Limits, from_mark, over
@@ -121,16 +120,10 @@ def _check(target: Target, new: Limits, has: Has) -> None:
 def _locked(target: Target) -> int:
     """Hold off another update of the same guest. Raises StateError, OSError."""
     fd = os.open(target.hierarchies[0].path(target.guest.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(fd)
-                raise StateError("update", target.what, "another update of it is under way", "try again") from None
-            time.sleep(0.01)
+    if not flock.take(fd, PATIENCE):
+        os.close(fd)
+        raise StateError("update", target.what, "another update of it is under way", "try again")
+    return fd
 
 
 def _directly(target: Target, new: Limits, rules: Rules | None) -> None:

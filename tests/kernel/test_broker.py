@@ -13,12 +13,12 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from support.broker import Broker, BrokerGuest, Refused, running, settled, start_guest
+from support.broker import Broker, BrokerGuest, Refused, settled, start_guest
 from support.guests import MODES
 from support.hostside import directories, group_file, groups
 from support.need import SLOW
@@ -28,12 +28,6 @@ from support.served import nspid
 
 LIMITS = ("-m", "256M", "--pids", "60")
 Start = Callable[..., BrokerGuest]
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running() as one:
-        yield one
 
 
 @pytest.fixture

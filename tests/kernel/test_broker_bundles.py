@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from support.broker import Broker, running
+from support.broker import Broker
 from support.bundles import Bundle, python_bundle
 from support.hostside import group_file
 from support.plugin import RUNTIMES, Wrapped, wrapped_bundles
@@ -41,12 +41,6 @@ def ask(method, **parameters):
 words = json.loads(sys.argv[1])
 print(json.dumps([ask(method, **parameters) for method, parameters in words]))
 """
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running() as one:
-        yield one
 
 
 def ask(bundle: Bundle, *calls: tuple[str, dict[str, object]]) -> list[dict[str, object]]:

@@ -23,7 +23,7 @@ import jsonschema
 import pytest
 
 from nestrt.host.schema_all import schema
-from support.broker import Broker, BrokerGuest, running, settled, start_guest
+from support.broker import Broker, BrokerGuest, settled, start_guest
 from support.bundles import Bundle
 from support.guests import MODES
 from support.hostside import limit_group, mark
@@ -34,12 +34,6 @@ from support.served import groups_of
 
 Start = Callable[..., BrokerGuest]
 USER, OTHER = 1000, 1001
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running() as one:
-        yield one
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from nestrt.broker import idl
-from support.broker import HOST_SOCKET, Broker, BrokerGuest, running, start_guest
+from support.broker import HOST_SOCKET, Broker, BrokerGuest, start_guest
 from support.need import SLOW, require
 from support.rootfs import CHECKOUT, OPT, PythonRoot
 from support.runner import Nestrt
@@ -61,12 +61,6 @@ def error(function, *args, **named):
 def members(description):
     return sorted(varlink.Interface(description).members)
 """
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running() as one:
-        yield one
 
 
 @pytest.fixture

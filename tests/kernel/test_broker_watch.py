@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.broker import Broker, BrokerGuest, Refused, running, start_guest
+from support.broker import Broker, BrokerGuest, Refused, start_guest
 from support.guests import MODES
 from support.hostside import group_file, has_v1, processes, v2_hierarchy
 from support.need import SLOW
@@ -33,12 +33,6 @@ for at in range(0, 40 << 20, 4096):
     memory[at] = 1
 time.sleep(1000)
 """
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running() as one:
-        yield one
 
 
 @pytest.fixture

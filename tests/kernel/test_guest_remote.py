@@ -15,13 +15,13 @@ import re
 import shlex
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.broker import Broker, BrokerGuest, running, start_guest
+from support.broker import Broker, BrokerGuest, start_guest
 from support.guests import MODES
 from support.hostside import group_file, groups
 from support.rootfs import CHECKOUT, COMMAND, OPT, PythonRoot
@@ -32,12 +32,6 @@ REMOTE = f"/usr/bin/python3 -IB {OPT}/nestrt/guest/remote.py"
 Start = Callable[..., BrokerGuest]
 # Every command starts a Python, which takes seconds under emulation.
 SLOWLY = pytest.mark.slow_on_vm
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running() as one:
-        yield one
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from nestrt.broker.groups import MOST_KEYS
-from support.broker import Broker, BrokerGuest, running, settled
+from support.broker import Broker, BrokerGuest, settled
 from support.broker_attack import cpu_time, descriptors, everything, latency, resident, run, starting, stopped
 from support.broker_calls import GUEST, wrong_values
 from support.guests import MODES
@@ -31,12 +31,6 @@ PRIVILEGED = MODES["root"]
 Start = Callable[..., BrokerGuest]
 # What depends on the host's kind is marked with False.
 pytestmark = pytest.mark.slow_on_vm
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running() as one:
-        yield one
 
 
 @pytest.fixture

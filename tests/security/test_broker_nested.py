@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from support.broker import Broker, BrokerGuest, Refused, running
+from support.broker import Broker, BrokerGuest, Refused
 from support.broker_attack import everything, latency, run, starting
 from support.broker_nested import MOUNTS, Inner, Level
 from support.guests import MODES
@@ -39,12 +39,6 @@ KINDS = ["userns-userns", "root-none", "userns-none", "root-userns"][: 4 if SLOW
 Start = Callable[[str], Level]
 # What depends on the host's kind is marked with False.
 pytestmark = pytest.mark.slow_on_vm
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running() as one:
-        yield one
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from nestrt.act import inject
 from nestrt.broker import idl
 from nestrt.broker.groups import MOST_GROUPS
 from nestrt.errors import StateError
-from support.broker import Broker, BrokerGuest, limit_path, running, settled, start_guest
+from support.broker import Broker, BrokerGuest, limit_path, settled, start_guest
 from support.broker_attack import SOCKET, descriptors, everything, group_dirs, latency, resident, run, starting, stopped
 from support.broker_calls import GUEST, any_call
 from support.guests import MODES
@@ -36,12 +36,6 @@ PRIVILEGED = MODES["root"]
 Start = Callable[..., BrokerGuest]
 # What depends on the host's kind is marked with False.
 pytestmark = pytest.mark.slow_on_vm
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with running() as one:
-        yield one
 
 
 @pytest.fixture

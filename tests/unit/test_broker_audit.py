@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nestrt.__main__ import main
@@ -147,11 +147,13 @@ def test_file_names() -> None:
     assert file_name("web") == "web.jsonl"
     assert file_name("web/inner") == "web%2Finner.jsonl"
     assert file_name("..") == "%2E..jsonl"
-    assert file_name("") == "%2E.jsonl"
+    assert file_name(".") == "%2E.jsonl"
+    assert file_name("") == "%.jsonl"
     assert len(file_name("a/" * 5000)) < 255
 
 
 @given(st.lists(st.text(max_size=300), unique=True, max_size=4))
+@example(["", ".", "%", "%2E"])
 def test_file_names_stay_apart_and_in_the_directory(guests: list[str]) -> None:
     names = [file_name(guest) for guest in guests]
     assert len(set(names)) == len(names)
