@@ -99,12 +99,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Append "passed failed skipped" to the file NESTRT_TALLY, from which tests/run makes its last line."""
+    """Append "passed failed skipped" to the file NESTRT_TALLY, from which tests/run makes its last line.
+
+    The failures' node ids go to NESTRT_TALLY.failed, for support/second_try.py.
+    """
     tally = os.environ.get("NESTRT_TALLY")
     if tally:
         count = {kind: len(terminalreporter.stats.get(kind, ())) for kind in ("passed", "failed", "error", "skipped")}
         with open(tally, "a") as file:
             file.write(f"{count['passed']} {count['failed'] + count['error']} {count['skipped']}\n")
+        with open(f"{tally}.failed", "a") as file:
+            for report in (*terminalreporter.stats.get("failed", ()), *terminalreporter.stats.get("error", ())):
+                file.write(f"{report.nodeid}\n")
 
 
 @pytest.fixture(scope="session", autouse=True)

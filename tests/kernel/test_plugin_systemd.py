@@ -367,11 +367,14 @@ for number in range(16):
     time.sleep(step * number)
     one.kill()
     one.wait()
-    first = group("pids", SCOPE + "/guest/init")
-    if os.path.isdir(first) and read(first + "/cgroup.procs"):
+    try:
+        held = read(group("pids", SCOPE + "/guest/init") + "/cgroup.procs") and files()
+    except OSError:
+        held = None  # not made yet, or gone with what was killed
+    if held:
         started += 1
-        if files() != {GIVEN!r}:
-            told["loose"].append(files())
+        if held != {GIVEN!r}:
+            told["loose"].append(held)
     deleted = wrap("delete", "--force", f"web{{number}}")
     if deleted[0] or not until(lambda: not left(), 5):
         told["left"].append([number, deleted, left()])
