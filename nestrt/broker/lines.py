@@ -21,16 +21,12 @@ import time
 from nestrt.errors import HostError, KernelError, NestrtError, StateError
 from nestrt.kernel import flock
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 LONGEST_LINE = 65536
 SUFFIX = ".jsonl"
 COMMANDS = "%host"  # before SUFFIX; no name of a guest is written so, for a % is followed by hexadecimal digits there
 FILE_BYTES = 1 << 20
 FILES = 4
-MOST_FILES = 4096
+MOST_FILES = 4096  # FILES of them are one guest's
 PATIENCE = 2.0  # s
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -58,14 +54,21 @@ def stamp(nanoseconds: int) -> str:
 
 
 class Lines:
-    """Writes below *directory*: of each guest *files* files of at most *file_bytes*, the newest always among them.
-    *what* they are, and which *option* names another directory, is for errors. *lost*: lines of a guest that could not
-    be written, and have not been told of."""
+    """Writes below *directory*: of each guest *files* files of at most *file_bytes*, the newest always among them, and
+    of all guests *most* files. *what* they are, and which *option* names another directory, is for errors. *lost*:
+    lines of a guest that could not be written, and have not been told of."""
 
     def __init__(
-        self, directory: str, what: str, option: str, file_bytes: int = FILE_BYTES, files: int = FILES
+        self,
+        directory: str,
+        what: str,
+        option: str,
+        file_bytes: int = FILE_BYTES,
+        files: int = FILES,
+        most: int = MOST_FILES,
     ) -> None:
         """Makes the directory. Raises HostError where it belongs to another user, KernelError."""
+        self.most = most
         self.directory = directory
         self.what = what
         self.option = option
@@ -129,13 +132,17 @@ class Lines:
 
     def _append(self, name: str, line: bytes) -> None:
         """One line to the end of the file, or of a new one. Raises OSError where it is not there as a whole."""
+        if name not in self._ends and not _is_there(name, self._fd):
+            self.prune(self.most - 1)
         fd = self._open(name)
         try:
             found = os.fstat(fd)
             if found.st_size and found.st_size + len(line) > self.file_bytes:
                 self._rotate(name)
+                self.prune(self.most - 1)
+                fresh = self._open(name)
                 os.close(fd)
-                fd = self._open(name)
+                fd = fresh
                 found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 raise OSError(errno.EINVAL, "no file", name)
@@ -181,11 +188,18 @@ class Lines:
             except FileNotFoundError:
                 pass
 
-    def prune(self, most: int, ours: Callable[[str], bool] | None = None) -> None:
-        """Remove the files that have not been written for longest, so that there are *most* at the most, of those whose
-        names are *ours*: is_ours()."""
+    def _is_own(self, name: str) -> bool:
+        """Whether a file is one of this writer's."""
+        return is_ours(name) and COMMANDS + SUFFIX not in name
+
+    def prune(self, most: int) -> None:
+        """Remove the own files that have not been written for longest, so that there are *most* at the most."""
         found = []
-        for name in filter(ours or is_ours, os.listdir(self._fd)):
+        try:
+            names = os.listdir(self._fd)
+        except FileNotFoundError:  # somebody has removed the directory
+            return
+        for name in filter(self._is_own, names):
             try:
                 found.append((os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mtime, name))
             except FileNotFoundError:
@@ -205,20 +219,7 @@ class Lines:
 
 class SharedLines(Lines):
     """The same by several processes: from the first line to close() each keeps the others waiting, so it is to be
-    short. Of all guests there are *most* files at the most."""
-
-    def __init__(
-        self,
-        directory: str,
-        what: str,
-        option: str,
-        file_bytes: int = FILE_BYTES,
-        files: int = FILES,
-        most: int = MOST_FILES,
-    ) -> None:
-        """As Lines; raises StateError too, where another process does not come to its end."""
-        self.most = most
-        super().__init__(directory, what, option, file_bytes, files)
+    short. Raises StateError too, where another process does not come to its end."""
 
     def _open_directory(self) -> int:
         fd, what = super()._open_directory(), f"{self.what} in {self.directory}"
@@ -234,22 +235,14 @@ class SharedLines(Lines):
 
     def write(self, guest: str, body: str) -> None:
         """A line of *guest*, as Lines has it. Raises KernelError where it is not there as a whole."""
-        name = file_name(guest, COMMANDS)
         try:
-            if not _is_there(name, self._fd):
-                self.prune(self.most - 1, _is_shared)
-            self._append(name, self._line(body))
+            self._append(file_name(guest, COMMANDS), self._line(body))
         except OSError as error:
             remedy = f"make room, or name another directory: {self.option}"
             raise KernelError("keep", f"{self.what} in {self.directory}", error.errno or 0, remedy) from error
 
-    def _rotate(self, name: str) -> None:
-        super()._rotate(name)
-        self.prune(self.most - 1, _is_shared)
-
-
-def _is_shared(name: str) -> bool:
-    return is_ours(name) and COMMANDS + SUFFIX in name
+    def _is_own(self, name: str) -> bool:
+        return is_ours(name) and COMMANDS + SUFFIX in name
 
 
 def is_ours(name: str) -> bool:

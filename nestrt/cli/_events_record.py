@@ -15,8 +15,6 @@ from nestrt.errors import InputError, NotFound
 from nestrt.host.event import Event, Guests, from_row
 
 DIRECTORY = "/var/log/nestrt/events"
-MOST_FILES = 4096  # four of them are one guest's
-PRUNE = 1000  # lines between two looks at how many there are
 LONGEST = 60000  # bytes of a line
 MOST_EVENTS = 100_000  # read of them
 LATE = 60.0  # s; a line is written at most so much after what it tells of
@@ -29,8 +27,6 @@ class Recorder:
         if not directory.startswith("/"):
             raise InputError("record events in", directory, "it is no absolute path", "write NAME before --record")
         self._lines = Lines(directory, "events", "--record DIR")
-        self._count = 0
-        self._lines.prune(MOST_FILES)
 
     def write(self, event: Event) -> None:
         """Write down one. What cannot be written is counted, and told in the next line."""
@@ -40,9 +36,6 @@ class Recorder:
         if len(body) > LONGEST:
             body = encode({**row, "group": None, "binds": None, "detail": None})
         self._lines.write(event.name.partition("/")[0], body[1:-1])
-        self._count += 1
-        if self._count % PRUNE == 0:
-            self._lines.prune(MOST_FILES)
 
     def close(self) -> None:
         """End."""

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import random
@@ -33,7 +34,7 @@ from nestrt.broker import audit as module
 from nestrt.broker.audit import MOST_KINDS, Audit
 from nestrt.broker.audit_line import cut
 from nestrt.broker.audit_read import Follower, Reader, parse
-from nestrt.broker.lines import LONGEST_LINE, file_name, stamp
+from nestrt.broker.lines import COMMANDS, LONGEST_LINE, Lines, file_name, stamp
 from nestrt.broker.peer import Peer
 from nestrt.broker.refusal import Refusal
 from nestrt.cli import audit as cli
@@ -582,3 +583,43 @@ def test_the_command_follows(form: str, audit: Audit, directory: Path) -> None:
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 130
+
+
+# Bounds of all guests together, and a disk that is full.
+
+
+def test_files_of_all_guests_are_bounded(directory: Path) -> None:
+    """Those not written for longest go; what commands have written is not the broker's to remove."""
+    lines = Lines(str(directory), "the audit", "--audit DIR", SMALL, 4, 8)
+    (directory / file_name("web0", COMMANDS)).write_text("")
+    for number in range(20):
+        lines.write(f"web{number}", '"new":1')
+        path = directory / file_name(f"web{number}")
+        os.utime(path, (number, number))
+    lines.close()
+    kept = {file_name(f"web{number}") for number in range(12, 20)}
+    assert {path.name for path in directory.iterdir()} == kept | {file_name("web0", COMMANDS)}
+
+
+def test_a_full_file_without_room_for_the_next_closes_nothing_else(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Lines(str(directory), "the audit", "--audit DIR", SMALL, 4)
+    lines.write("web", f'"new":"{"x" * (SMALL - 100)}"')
+    real, opened, others = lines._open, [], []
+
+    def no_room(name: str) -> int:
+        if opened:
+            others.append(os.open("/dev/null", os.O_RDONLY))
+            raise OSError(errno.ENOSPC, "no room", name)
+        opened.append(real(name))
+        return opened[0]
+
+    monkeypatch.setattr(lines, "_open", no_room)
+    lines.write("web", f'"new":"{"y" * 100}"')
+    assert lines.lost == {"web": 1}
+    os.fstat(others[0])
+    os.close(others[0])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
+    lines.close()
