@@ -47,9 +47,10 @@ def test_update(start: Start) -> None:
     assert mark(guest.group)["limits"]["memory"] == 96 * MIB
     found = guest.row()
     assert (found["memory"]["effective"], found["pids"]["effective"]) == (96 * MIB, 40)
-    # podman stats shows what podman was asked for, whatever stands in the group.
-    limit, expected = guest.figures().limit, (GIVEN_MEMORY if guest.kind == "podman" else 96 * MIB)
-    assert limit is None or limit == pytest.approx(expected, rel=1e-3)
+    # podman stats shows what podman was asked for, whatever stands in the group; docker's, on v2, the first group's.
+    if guest.kind != "docker" or not is_v2_only():
+        limit, expected = guest.figures().limit, (GIVEN_MEMORY if guest.kind == "podman" else 96 * MIB)
+        assert limit is None or limit == pytest.approx(expected, rel=1e-3)
     assert engine_exec(guest, "cat", f"{WEB.parent}/{RAISE.rpartition('/')[2]}").ok().out.strip() == str(96 * MIB)
     refused = guest.nestrt("update", guest.name, "-m", "900T")
     assert refused.rc == 2, refused
