@@ -20,8 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from support.engines import command
+from support.engines import command, remove_groups
 from support.hostside import group_file, groups, hierarchies, mark, processes, read, scratch_disk
+from support.killing import gone as has_ended
 from support.lxc import IDS, NESTRT, Lxc, limit_group
 from support.rootfs import CHECKOUT
 from support.runner import wait_for
@@ -298,6 +299,12 @@ def gone(lxc: Lxc, name: str) -> None:
     wait_for(lambda: not lxc.left(name), f"{name} to be gone: {lxc.left(name)}")
 
 
+def end(pid: int) -> None:
+    """Kill it; LXC takes the container for a running one until it has ended."""
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: has_ended(pid), f"{pid} to end")
+
+
 @pytest.mark.parametrize("how", ["stop", "kill", "exit"])
 def test_nothing_stays(lxc: Lxc, private: bool, how: str) -> None:
     name = lxc.make(private=private)
@@ -320,7 +327,7 @@ def test_a_killed_monitor(lxc: Lxc, private: bool, then: str) -> None:
     name = lxc.make(private=private)
     group = running(lxc, name)
     lxc.ask(name, {"make": f"mkdir {MEMORY.parent}/web"}).text("make")
-    os.kill(lxc.monitor(name), signal.SIGKILL)
+    end(lxc.monitor(name))
     if then == "gc":
         wait_for(lambda: not processes(group), "the container to end")
         assert groups(group)
@@ -337,13 +344,13 @@ def test_a_container_that_outlives_its_monitor(lxc: Lxc) -> None:
     name = lxc.make("lxc.monitor.signal.pdeath = SIGCONT", private=True)
     running(lxc, name)
     pid = lxc.pid(name)
-    os.kill(lxc.monitor(name), signal.SIGKILL)
+    end(lxc.monitor(name))
     lxc.nestrt("gc").ok()
     assert lxc.start(name).rc != 0
     assert len(lxc.said(name)) == 1
     assert "an earlier start of it lives" in lxc.said(name)[0]
     assert processes(limit_group(name)) == {pid}
-    os.kill(pid, signal.SIGKILL)
+    end(pid)
     running(lxc, name)
     lxc("stop", name, "-k").ok()
     gone(lxc, name)
@@ -382,8 +389,7 @@ def refused(lxc: Lxc, name: str, *fragments: str) -> None:
     left = lxc.left(name)
     wait_for(lambda: not [line for line in lxc.left(name) if MONITOR not in line], f"{name} to be gone: {left}")
     # LXC's own groups, which it sometimes leaves when it has failed to start a container, with nobody in them.
-    for path in groups(f"{MONITOR}{name}"):
-        path.rmdir()
+    remove_groups(f"{MONITOR}{name}")
     assert lxc.left(name) == []
 
 

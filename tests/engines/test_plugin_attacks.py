@@ -57,7 +57,11 @@ class Hooked:
     def records(self) -> dict[str, dict[str, Any]]:
         """What nestrt has noted, in the Nest's own /run."""
         place = self.nest.inside("run/nestrt/plugin")
-        return {path.name: parse(path.read_bytes()) for path in place.iterdir()} if place.is_dir() else {}
+        found = {}
+        for path in place.iterdir() if place.is_dir() else ():
+            with suppress(FileNotFoundError):  # it went meanwhile
+                found[path.name] = parse(path.read_bytes())
+        return found
 
     def collect(self) -> None:
         """``nestrt gc``, for which everything is old."""
@@ -182,7 +186,10 @@ def test_the_engine_is_killed(hooked: Hooked, victim: str) -> None:
     name = hooked.start(*NESTED, "--memory", "64m", "--pids-limit", "50", "--cpus", "0.5", *SLEEP)
     group = hooked.podman.group(name)
     stands = limits(group)
-    kill(pid for pid, words in hooked.nest.processes().items() if words.partition(" ")[0].endswith(victim))
+    victims = [pid for pid, words in hooked.nest.processes().items() if words.partition(" ")[0].endswith(victim)]
+    kill(victims)
+    # podman takes a monitor for a living one until it is reaped.
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in victims), f"{victim} to end")
     assert processes(group)
     assert limits(group) == stands
     hooked.remove(name)

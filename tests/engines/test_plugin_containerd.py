@@ -186,9 +186,9 @@ def test_killed_runtime(containerd: WrappedContainerd) -> None:
     options = ("--cgroup", containerd.group("one"), *POLICY, "-d", IMAGE, "one", "sleep", "9")
     argv, null = containerd.nest.words(*words, *options), subprocess.DEVNULL
     starting = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, env=containerd.nest.env)
-    wait_for(lambda: processes_of(containerd, "/bin/sh", "slow-runc", "create"), "the runtime")
+    runtime = wait_for(lambda: processes_of(containerd, "/bin/sh", "slow-runc", "create"), "the runtime")
     assert all(h.group(containerd.group("one")).is_dir() for h in hierarchies())
-    kill(processes_of(containerd, "/bin/sh", "slow-runc", "create"))
+    kill(runtime)
     assert starting.wait(30) != 0
     containerd.nest.inside(f"{store}/gate").touch()
     containerd("container", "delete", "one")

@@ -314,7 +314,7 @@ def test_killed_runtime(podman: HookedPodman, stage: str) -> None:
     # A createContainer hook runs in the container's namespaces, and is known by the network's alone.
     starting = podman.begin("--name", "victim", "--network", "host", *POLICY, *SLEEP)
     wait_for(lambda: processes_of(podman, "/slow"), "the hook of another")
-    kill(processes_of(podman, "runc", "create"))
+    kill(wait_for(lambda: processes_of(podman, "runc", "create"), "the runtime"))
     release()
     assert starting.wait(30) != 0
     removed(podman)
@@ -328,8 +328,7 @@ def test_killed_create_runtime_hook(podman: HookedPodman) -> None:
     (name,) = podman.records()
     with locked(podman.nest.inside(f"/run/nestrt/plugin/{name}")):
         release()
-        wait_for(lambda: processes_of(podman, "hook", "createRuntime"), "nestrt's hook")
-        kill(processes_of(podman, "hooks/nestrt", "createRuntime"))
+        kill(wait_for(lambda: processes_of(podman, "hooks/nestrt", "createRuntime"), "nestrt's hook"))
     assert starting.wait(60) != 0
     removed(podman)
 

@@ -17,7 +17,8 @@ COUNT = "exec </dev/null >/dev/null 2>&1; i=0; while :; do i=$((i+1)); echo $i >
 
 
 def count(podman: Podman, name: str) -> int:
-    return int(podman("exec", name, "cat", "/dev/shm/n").ok().out or 0)
+    # The shell empties the file before it writes.
+    return int(wait_for(lambda: podman("exec", name, "cat", "/dev/shm/n").ok().out, "its number"))
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ Start = Callable[..., BrokerGuest]
 @pytest.fixture
 def start(broker: Broker, nestrt: Nestrt, python: PythonRoot, new_guest: Callable[[], str]) -> Start:
     """Start a guest with more options; named like the test's own."""
-    if broker.process is None:
+    if not broker.runs:
         broker.start()
     return lambda *options: start_guest(nestrt, python, new_guest(), *LIMITS, *options)
 

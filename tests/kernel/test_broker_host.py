@@ -39,7 +39,7 @@ USER, OTHER = 1000, 1001
 @pytest.fixture
 def start(broker: Broker, nestrt: Nestrt, python: PythonRoot, new_guest: Callable[[], str]) -> Iterator[Start]:
     """Start a guest with more options; at the end the broker has let go of it."""
-    if broker.process is None:
+    if not broker.runs:
         broker.start()
     started: list[str] = []
 

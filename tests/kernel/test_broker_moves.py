@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -573,7 +573,8 @@ def test_numbers_that_come_round_fast(one: Direct) -> None:
     inode = os.stat(f"/proc/{one.agent_pid}/ns/pid").st_ino
     for directory in groups(one.top + "/web"):
         for pid in _pids(directory):
-            assert os.stat(f"/proc/{pid}/ns/pid").st_ino == inode
+            with suppress(FileNotFoundError, PermissionError):  # it ends at this moment
+                assert os.stat(f"/proc/{pid}/ns/pid").st_ino == inode
 
 
 # What runs in a group.
@@ -615,7 +616,9 @@ def test_long_and_strange_commands(one: Direct) -> None:
     odd = "os.execv('/usr/bin/sleep', [b'\\xff\\n\\x1b]0;', b'1000'])"
     none = "open('/proc/self/comm', 'wb').write(b'a\\\\n\\xff:\\t')\nos.execv('/usr/bin/sleep', [b'', b''])"
     pids = [one.fork(body=body)[0] for body in (long, odd, none)]
-    wait_for(lambda: len({Path(f"/proc/{one.outside(p)}/comm").read_text() for p in pids[:2]}) == 1, "exec")
+    # execve(2) gives it its name before it has its arguments.
+    begun = [Path(f"/proc/{one.outside(pid)}/cmdline") for pid in pids[:2]]
+    wait_for(lambda: [file.read_bytes()[:1] for file in begun] == [b"x", b"\xff"], "exec")
     one.call(METHODS, "Attach", group="web", pids=pids[:2])
     found = {entry["pid"]: entry["command"] for entry in one.call(METHODS, "Processes", group="web")["processes"]}
     assert found[pids[0]] == "x" * 4096
@@ -654,7 +657,7 @@ def test_a_command_that_is_never_told(one: Direct) -> None:
             for _ in range(2):
                 began = time.monotonic()
                 assert await commands("web") == {hidden: "[silent]", shown: "[python3]"}
-                assert time.monotonic() - began < running.PATIENCE + 3 * SLOW
+                assert time.monotonic() - began < running.PATIENCE + 20 * SLOW
             await one.ask(METHODS, one.request("Attach", group="init", pids=[shown]))
         assert (await commands("init"))[shown].startswith("/usr/bin/python3")
 
@@ -814,9 +817,12 @@ def test_through_the_daemon(
     guest.call("Attach", group="team/a", pids=[number, mine])
     assert guest.refused("Attach", user=1000, group="team", pids=[number]).error == "NotPermitted"
     guest.call("Attach", user=1000, group="team/a", pids=[mine])
-    found = guest.call("Processes", user=1000, group="team", recursive=True)["processes"]
-    assert {(one["pid"], one["user"], one["command"]) for one in found} == {
-        (number, 0, "sleep 1000"), (mine, 1000, "sleep 1000")}  # fmt: skip
+
+    def found() -> set[tuple[int, int, str]]:
+        every = guest.call("Processes", user=1000, group="team", recursive=True)["processes"]
+        return {(one["pid"], one["user"], one["command"]) for one in every}
+
+    wait_for(lambda: found() == {(number, 0, "sleep 1000"), (mine, 1000, "sleep 1000")}, "both, by their programs")
     guest.call("Freeze", user=1000, group="team")
     states = {one["name"]: one["frozen"] for one in guest.call("List", recursive=True)["groups"]}
     assert (states["/team"], states["/team/a"], states["/init"]) == (True, True, False)

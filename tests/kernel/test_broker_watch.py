@@ -171,12 +171,19 @@ def test_a_subscriber_that_vanishes_leaves_nothing(start: Start, broker: Broker)
     guest.python(
         """
 import json, os
+read, write = os.pipe()
 pid = os.fork()
 if not pid:
     one = connect()
     one.sendall(json.dumps({"method": "io.nestrt.Guest.Events", "parameters": {}, "more": True}).encode() + b"\\0")
     one.recv(100000)
+    os.write(write, b".")  # it listens
+    while b'"created"' not in one.recv(100000):
+        pass
     os._exit(0)
+os.close(write)
+os.read(read, 1)
+os.close(read)
 result = pid
 """
     )

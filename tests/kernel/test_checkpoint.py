@@ -88,7 +88,8 @@ def load(bundle: Bundle, image: Path, *options: str, **named: Any) -> Any:
 
 
 def count(bundle: Bundle) -> int:
-    return int(bundle.exec("cat", "/dev/shm/n").ok().out or 0)
+    # The shell empties the file before it writes.
+    return int(wait_for(lambda: bundle.exec("cat", "/dev/shm/n").ok().out, "its number"))
 
 
 def counts(bundle: Bundle) -> int:

@@ -23,7 +23,7 @@ from nestrt.host.processes import Process, _describe, _Users, add_commands, star
 from support.byhand import enter, make_group, remove_groups
 from support.hostside import groups
 from support.need import SLOW
-from support.runner import Nestrt, wait_for
+from support.runner import Nestrt, again, wait_for
 from support.silent_command import silent_commands
 
 TOP = f"/nestrt-test-commands-{os.getpid()}"
@@ -59,20 +59,20 @@ def test_a_command_line_that_is_never_told(nestrt: Nestrt, guest: str, tmp_path:
                 enter(guest, pid)
             for words in (("tree", TOP[1:], "-p"), ("show", TOP[1:]), ("ps", TOP[1:])):
                 began = time.monotonic()
-                done = nestrt.run(*words, timeout=10).ok()
+                done = nestrt.run(*words, timeout=30).ok()
                 assert time.monotonic() - began < STALL + 8 * SLOW
                 assert "sleep 1007" in done.out, done
                 for name in ("silent-1", "silent-2"):
                     assert f"[{name}] (its command line cannot be read" in done.out, done
             # Without commands to read there is nothing to wait for.
-            assert nestrt.run("tree", TOP[1:], timeout=10).ok()
+            assert nestrt.run("tree", TOP[1:], timeout=30).ok()
 
             reader = Commands()
             keys = [(pid, start_time(pid)) for pid in (silent[0], other.pid, silent[1], os.getpid())]
             for limit in (STALL, commands.PATIENCE * 10):  # the second time it is known who says nothing
                 began = time.monotonic()
                 found = reader.read(keys)
-                assert time.monotonic() - began < limit + SLOW
+                assert time.monotonic() - began < limit + 8 * SLOW
                 assert set(found) == {keys[1], keys[3]}
             assert found[keys[1]] == b"sleep\x001007\x00"
             assert set(reader.held) == {keys[0], keys[2]}
@@ -144,6 +144,10 @@ def test_long_odd_empty_and_ended_command_lines() -> None:
 def test_the_cost_of_many() -> None:
     """One thread for all: ten thousand in a second, even where tests run side by side."""
     keys = [(os.getpid(), start_time(os.getpid()))] * 10_000
-    began = time.monotonic()
-    assert len(Commands().read(keys)) == 1
-    assert time.monotonic() - began < SLOW
+
+    def cost() -> None:
+        began = time.monotonic()
+        assert len(Commands().read(keys)) == 1
+        assert time.monotonic() - began < SLOW
+
+    again(cost)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -369,18 +370,23 @@ def test_removed_groups_are_no_oom(guest: ByHand) -> None:
     assert hierarchy is not None
     top = hierarchy.group(guest.cgroup)
     (top / "early").mkdir()
-    watch = oom.watch(str(top), 1)
+    watch = oom.V1Watch(str(top))
+
+    def signalled(*names: str) -> bool:
+        events = [watch.events[str(top / name)] for name in names]
+        return len(select.select(events, [], [], 0)[0]) == len(events)
+
     try:
         before = len(watch.descriptors())
         (top / "early").rmdir()
         (top / "late").mkdir()
         (top / "late" / "deep").mkdir()
-        time.sleep(0.2 * SLOW**0.5)  # the kernel signals a removal from a work queue
+        wait_for(lambda: signalled("early"), "the kernel's signal, which comes from a work queue")
         assert not watch.take()
         assert len(watch.descriptors()) == before + 1
         (top / "late" / "deep").rmdir()
         (top / "late").rmdir()
-        time.sleep(0.2 * SLOW**0.5)
+        wait_for(lambda: signalled("late", "late/deep"), "the kernel's signals")
         assert not watch.take()
     finally:
         watch.close()

@@ -21,6 +21,7 @@ import pytest
 from support.bundles import Bundle
 from support.guests import directory
 from support.hostside import hierarchies, v2_hierarchy
+from support.killing import gone
 from support.need import SLOW, require
 from support.runner import wait_for
 
@@ -121,11 +122,7 @@ def test_standard_streams_and_detach(up: Bundle, tmp_path: Path) -> None:
         assert str(pid) in (hierarchy.group(up.cgroup) / "cgroup.procs").read_text().split()
     # Its parent is whoever reaps here, not the container's first process, nor anything of ours.
     os.kill(pid, 9)
-    wait_for(lambda: not Path(f"/proc/{pid}/exe").exists() or _zombie(pid), "sleep to end")
-
-
-def _zombie(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    wait_for(lambda: gone(pid), "sleep to end")
 
 
 # The container is only created, runs, is paused, is stopped.

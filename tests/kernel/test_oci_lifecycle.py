@@ -20,6 +20,7 @@ import pytest
 
 from support.bundles import PARENT, Bundle
 from support.hostside import hierarchies, processes
+from support.killing import gone
 from support.need import SLOW
 from support.runner import wait_for
 from support.stream import is_listening
@@ -95,7 +96,7 @@ def test_a_created_container_is_killed_or_deleted(new_bundle: NewBundle) -> None
             if kill == "KILL":
                 bundle.await_status("stopped")
         bundle.delete().ok()
-        assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split(")")[1]
+        assert gone(pid)
         assert bundle.leftovers() == []
 
 

@@ -428,9 +428,10 @@ def test_a_connection_is_its_makers(start: Start, scratch: Path) -> None:
     pid = run(other, """
 def body():
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind("/mnt/meet")
-    os.chmod("/mnt/meet", 0o777)
+    listener.bind("/mnt/meet.new")
+    os.chmod("/mnt/meet.new", 0o777)
     listener.listen()
+    os.rename("/mnt/meet.new", "/mnt/meet")
     one, _ = listener.accept()
     data, fds, _, _ = socket.recv_fds(one, 10, 1)
     given = socket.socket(fileno=fds[0])

@@ -69,7 +69,10 @@ def attach(broker: Broker, *options: str) -> subprocess.Popen[bytes]:
 
     def attached() -> bool:
         tasks = Path(f"/proc/{pid}/task").iterdir()
-        return all("TracerPid:\t0\n" not in (task / "status").read_text() for task in tasks)
+        try:
+            return all("TracerPid:\t0\n" not in (task / "status").read_text() for task in tasks)
+        except (FileNotFoundError, ProcessLookupError):  # a thread has ended
+            return False
 
     wait_for(attached, "strace to be there")
     return tracer

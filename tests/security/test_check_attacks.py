@@ -84,7 +84,7 @@ def left_groups(name: str) -> list[Path]:
 def no_helper_is_left() -> Any:
     before = helpers()
     yield
-    assert helpers() <= before
+    wait_for(lambda: helpers() <= before, "the helpers to end")
 
 
 FUSE = """

@@ -24,6 +24,7 @@ from nestrt.probe.facts import primary, read_hierarchies
 from support.attack_oci import CATCHER, Isolated, isolated
 from support.guests import MODES, directory
 from support.hostside import hierarchies, limit_group, mark, processes
+from support.killing import gone
 from support.need import SLOW
 from support.rootfs import PythonRoot
 from support.runner import Nestrt, wait_for
@@ -256,5 +257,4 @@ def test_who_is_in_one_hierarchy_only(nestrt: Nestrt, guest_name: str, busybox: 
         if "pids" not in hierarchy.controllers:
             (hierarchy.mountpoint / "cgroup.procs").write_text(str(first))
     nestrt.run("kill", guest_name).ok()
-    stat = Path(f"/proc/{first}/stat")
-    assert not stat.exists() or stat.read_text().rpartition(") ")[2][0] == "Z"
+    assert gone(first)

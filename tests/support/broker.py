@@ -220,6 +220,11 @@ class Broker:
         self.log = tempfile.TemporaryFile()
         self.process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def runs(self) -> bool:
+        """Whether it runs: a test that failed may have left one that has ended."""
+        return self.process is not None and self.process.poll() is None
+
     def start(self) -> None:
         """Start it and wait until it listens."""
         command = [*self.before, PYTHON, "-m", "nestrt", "broker", "--audit", str(self.audit), *self.options]
@@ -230,13 +235,15 @@ class Broker:
     def _answers(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, self.said()
-        self.log.seek(self.since)
-        return b"ready" in self.log.read()
+        return b"ready" in self._written(self.since)
 
     def said(self) -> str:
         """What it has written to standard error."""
-        self.log.seek(0)
-        return self.log.read().decode(errors="replace")
+        return self._written(0).decode(errors="replace")
+
+    def _written(self, since: int) -> bytes:
+        # Its own descriptor has the same offset, which read() would move.
+        return os.pread(self.log.fileno(), 1 << 24, since)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it by a signal; returns its status."""

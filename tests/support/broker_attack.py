@@ -86,7 +86,7 @@ def starting(
     """A function that starts a guest with *limits* and more options. At the end they are deleted, and the broker has
     taken note of that: it hears of it when the kernel tells, a moment after whoever deletes."""
     names: list[str] = []
-    if broker.process is None:
+    if not broker.runs:
         broker.start()
 
     def start(*options: str) -> BrokerGuest:

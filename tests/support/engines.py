@@ -229,10 +229,11 @@ def thaw(group: str) -> None:
 def remove_groups(group: str) -> None:
     """Remove *group* and what is below it, in every hierarchy; OSError if a process is left there."""
     for directory in reversed(directories(group)):
-        wait_for(partial(_removed, directory), f"{directory} to be empty")
+        wait_for(partial(removed, directory), f"{directory} to be empty")
 
 
-def _removed(directory: Path) -> bool:
+def removed(directory: Path) -> bool:
+    """Remove the group *directory*; False if something is left there."""
     try:
         directory.rmdir()
     except FileNotFoundError:

@@ -200,5 +200,6 @@ def attributes(name: str) -> dict[str, dict[str, bytes]]:
     found: dict[str, dict[str, Any]] = {}
     for top in groups(limit_group(name)):
         for directory, _, _ in os.walk(top):
-            found[directory] = {key: os.getxattr(directory, key) for key in os.listxattr(directory)}
+            with contextlib.suppress(FileNotFoundError):
+                found[directory] = {key: os.getxattr(directory, key) for key in os.listxattr(directory)}
     return found

@@ -174,7 +174,7 @@ def wrapped_bundles(nestrt: Nestrt, busybox: Path, runtime: str = RUNC) -> Itera
             bundle.delete("--force")  # runc has a status of its own for one that is not there
         except subprocess.TimeoutExpired as error:
             left.append(str(error))
-        end = time.monotonic() + 2 * SLOW
+        end = time.monotonic() + 10 * SLOW
         while (found := bundle.leftovers()) and time.monotonic() < end:
             time.sleep(0.02)
         left += found

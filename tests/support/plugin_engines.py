@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.daemons import Containerd, Daemon, Docker
-from support.engines import Nest
+from support.engines import Nest, removed
 from support.guests import Answers, parse
 from support.hostside import below, group_file, groups, hierarchies
 from support.need import SLOW
@@ -182,7 +183,7 @@ class HookedPodman(Plugged):
         for place in groups(self.nest.group):
             # podman leaves a pod's group where it has no controller, as it does under runc alone.
             for pod in place.glob("[0-9a-f]" * 64):
-                pod.rmdir()
+                wait_for(partial(removed, pod), f"{pod} to be empty")
         return left
 
     def leftovers(self) -> list[str]:

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -146,8 +147,10 @@ def leftovers(name: str) -> list[str]:
     found += [f"mount {line}" for line in mounts if name in line]
     for directory, subdirectories, files in os.walk(STATE):
         for entry in (*subdirectories, *files):
-            path = os.path.join(directory, entry)
-            if entry == name or (os.path.islink(path) and os.readlink(path) == name):
+            path, target = os.path.join(directory, entry), ""
+            with suppress(OSError):  # no link, or gone meanwhile
+                target = os.readlink(path)
+            if name in (entry, target):
                 found.append(f"state {path}")
     found += [f"process {pid}: {command}" for pid, command in _commands() if name in command]
     return found
