@@ -19,9 +19,10 @@ done, once a second at most. Nothing is lost but time. Sources: cgrulesengd(8), 
 from __future__ import annotations
 
 import os
-import re
 import sys
+import time
 from typing import TYPE_CHECKING, Callable, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import trio
 
@@ -49,14 +50,24 @@ T = TypeVar("T")
 TURN = 32  # events looked at before others have theirs: about a millisecond
 MOST_WAITING = 256  # processes of one guest
 BATCH = 16
-RATE, BURST = 250, 100  # processes looked at per second, of one guest: an eighth of a CPU at most
+RATE, BURST = 250, 100  # processes looked at per second, of one guest, at most
+LOOK = 0.0005  # seconds of CPU time that count as one process more: all in all RATE * LOOK, an eighth of a CPU, at most
 RESCAN = 1.0  # seconds between looks through a guest's groups
+
+
+class Pace:
+    """How fast a guest's rules are carried out. It outlives them: new ones are no way to have more done."""
+
+    def __init__(self) -> None:
+        self.bucket = Bucket(RATE, BURST)
+        self.looking = trio.Lock()  # held while the guest's groups are looked through
+        self.again = -RESCAN  # when they may be looked through once more
 
 
 class Placing:
     """A guest with rules: what they are, and who is waiting to be looked at."""
 
-    def __init__(self, guest: Served, host: Stored, own: Stored, before: Stored) -> None:
+    def __init__(self, guest: Served, host: Stored, own: Stored, before: Stored, pace: Pace) -> None:
         """*before*: rules that held until now; what they have placed is placed anew. Raises BadRule."""
         self.guest = guest
         self.gids: IdMap = guest.ids
@@ -66,19 +77,16 @@ class Placing:
         self.groups = {number: name for one in (own, host) for name, number in reversed((one.groups or {}).items())}
         view = guest.known.view or {}
         self.first = "/" if view.get("start_in") == "." else "/init"
-        self.patterns: list[re.Pattern[str]] = [
-            rules_text.pattern(part.destination)
-            for rule in (*self.rules, *rules_text.parse(list(before.lines)))
-            for part in rule.parts
-        ]
+        all_rules = (*self.rules, *rules_text.parse(list(before.lines)))
+        destinations = dict.fromkeys(part.destination for rule in all_rules for part in rule.parts)
+        self.patterns = list(map(rules_text.pattern, destinations))
         self.numbers = "P" in rules_text.templates(self.rules)
         self.waiting: dict[int, None] = {}
         self.lost = True  # begin with those that there are
-        self.scanned = -RESCAN
+        self.pace = pace
         self.wake = trio.Event()
         self.settled = trio.Event()
         self.scope = trio.CancelScope()
-        self.bucket = Bucket(RATE, BURST)
 
     def add(self, pid: int) -> None:
         """Have *pid* looked at."""
@@ -95,7 +103,7 @@ class Placing:
 
     def may_leave(self, group: str) -> bool:
         """Whether processes in *group* are for rules to place."""
-        return group == self.first or any(pattern.fullmatch(group) for pattern in self.patterns)
+        return group == self.first or any(pattern.fits(group) for pattern in self.patterns)
 
     def candidates(self, tree: Tree) -> list[int]:
         """All that rules may place."""
@@ -201,6 +209,8 @@ class Classifier:
         self.nursery: trio.Nursery | None = None
         self._opening = trio.Lock()
         self._opened = trio.Event()
+        self._paces: WeakKeyDictionary[Served, Pace] = WeakKeyDictionary()
+        self._gone: WeakSet[Served] = WeakSet()
 
     # -- which guests -----------------------------------------------------------------------------
 
@@ -214,23 +224,24 @@ class Classifier:
                 self._opened.set()
 
     async def place(self, guest: Served, before: Stored | None = None) -> Placing | None:
-        """Carry out what *guest*'s marks say from now on; None where they say nothing. Raises HostError, KernelError,
-        Refusal."""
-        host, own = rules_store.load(guest, rules_store.HOST), rules_store.load(guest, rules_store.OWN)
-        old = self.guests.get(guest.root)
-        self.forget_guest(guest, keep=True)
-        if not host.lines and not own.lines:
-            self._close_unused()
-            return None
+        """Carry out what *guest*'s marks say from now on; None where they say nothing, or it has ended. Raises
+        HostError, KernelError, Refusal."""
+        while True:
+            host, own = rules_store.load(guest, rules_store.HOST), rules_store.load(guest, rules_store.OWN)
+            if self.events is not None or not host.lines and not own.lines:
+                break
+            await self.listen()  # marks may be others afterwards, and the socket closed again
+        # From here on nothing waits: of several calls each has the guest to itself, and the last has the newest marks.
+        self._drop(guest)
         try:
-            found = Placing(guest, host, own, before or Stored())
+            if guest in self._gone or not host.lines and not own.lines:
+                return None
+            pace = self._paces.setdefault(guest, Pace())
+            found = self.guests[guest.root] = Placing(guest, host, own, before or Stored(), pace)
         except rules_text.BadRule as error:
             raise Refusal("BadValue", f"cannot place processes of {guest.name}: {error.reason}", error.remedy) from None
-        if old is not None:
-            found.scanned = old.scanned
-        await self.listen()
-        self.guests[found.root] = found
-        found.wake.set()
+        finally:
+            self.close_unused()
         if self.nursery is not None:
             self.nursery.start_soon(self._work, found)
         return found
@@ -242,16 +253,20 @@ class Classifier:
         except (Refusal, GuestError, NestrtError, OSError) as error:
             self.broker.audit.record(guest.name, "/", "rules", None, None, from_error(error), None, "Rules")
 
-    def forget_guest(self, guest: Served, keep: bool = False) -> None:
-        """Place nothing of *guest*'s any more. *keep* the kernel's events for what comes next."""
+    def forget_guest(self, guest: Served) -> None:
+        """The guest has ended: place nothing of its any more."""
+        self._gone.add(guest)
+        self._drop(guest)
+        self.close_unused()
+
+    def _drop(self, guest: Served) -> None:
         for root, one in list(self.guests.items()):
             if one.guest is guest:
                 one.scope.cancel()
                 del self.guests[root]
-        if not keep:
-            self._close_unused()
 
-    def _close_unused(self) -> None:
+    def close_unused(self) -> None:
+        """Hear the kernel no longer where no guest has rules."""
         if not self.guests and self.events is not None:
             events, self.events = self.events, None
             self._opened = trio.Event()
@@ -303,28 +318,42 @@ class Classifier:
 
     async def _work(self, one: Placing) -> None:
         """Look at the processes of one guest, in turns, for as long as it has rules."""
-        with one.scope:
-            while True:
-                if one.waiting:
-                    await self._turn(one)
-                elif one.lost and trio.current_time() >= one.scanned + RESCAN:
-                    one.lost, one.scanned = False, trio.current_time()
-                    pids = await self._later(one, one.candidates)
-                    one.waiting.update(dict.fromkeys(pids or ()))
-                elif one.lost:
-                    with trio.move_on_at(one.scanned + RESCAN):
+        try:
+            with one.scope:
+                while True:
+                    if one.waiting:
+                        await self._turn(one)
+                    elif one.lost and trio.current_time() >= one.pace.again:
+                        await self._look_through(one)
+                    elif one.lost:
+                        with trio.move_on_at(one.pace.again):
+                            await one.wake.wait()
+                        one.wake = trio.Event()
+                    else:
+                        one.settled.set()
                         await one.wake.wait()
-                    one.wake = trio.Event()
-                else:
-                    one.settled.set()
-                    await one.wake.wait()
-                    one.wake = trio.Event()
+                        one.wake = trio.Event()
+        finally:
+            one.settled.set()  # who waits for these rules waits for nothing
+
+    async def _look_through(self, one: Placing) -> None:
+        """Have all looked at that are in the guest's groups."""
+        # A thread is at it to its end, even for rules that hold no longer.
+        async with one.pace.looking:
+            if trio.current_time() < one.pace.again:
+                return
+            one.lost = False
+            try:
+                pids = await self._later(one, one.candidates)
+            finally:
+                one.pace.again = trio.current_time() + max(RESCAN, one.pace.bucket.take(0))
+            one.waiting.update(dict.fromkeys(pids or ()))
 
     async def _turn(self, one: Placing) -> None:
         batch = list(one.waiting)[:BATCH]
         for pid in batch:
             del one.waiting[pid]
-        delay = max(one.bucket.take() for _ in batch)
+        delay = one.pace.bucket.take(len(batch))
         if delay:
             await trio.sleep(delay)
 
@@ -340,11 +369,23 @@ class Classifier:
 
     async def _later(self, one: Placing, action: Callable[[Tree], T]) -> T | None:
         """As Served.later(). A guest that goes away meanwhile is no error, and any other is not all guests'."""
+        spent = 0.0
+
+        def timed(tree: Tree) -> T:
+            nonlocal spent
+            began = time.thread_time()
+            try:
+                return action(tree)
+            finally:
+                spent = time.thread_time() - began
+
         try:
-            return await one.guest.later(action)
+            return await one.guest.later(timed)
         except (Refusal, GuestError, OSError):
             pass
         except Exception as error:
             bug = f"placing processes of {one.guest.name} failed: {type(error).__name__}: {error}"
             print(one_line(f"nestrt broker: {bug}; this is a bug of nestrt"), file=sys.stderr)
+        finally:
+            one.pace.bucket.take(spent / LOOK)
         return None

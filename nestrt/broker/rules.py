@@ -54,10 +54,13 @@ async def set_rules(broker: Broker, guest: Served, attribute: str, lines: list[s
     stored = await _resolve(guest, lines)
     if stored.lines:
         await broker.classifier.listen()
-    async with guest.changing:
-        before = load(guest, attribute)
-        save(guest, attribute, stored)
-    placing = await broker.classifier.place(guest, before)
+    try:
+        async with guest.changing:
+            before = load(guest, attribute)
+            save(guest, attribute, stored)
+        placing = await broker.classifier.place(guest, before)
+    finally:
+        broker.classifier.close_unused()  # where the rules could not be kept
     if placing is not None:
         with trio.move_on_after(SETTLE):
             await placing.settled.wait()

@@ -220,10 +220,40 @@ def expand(
     return _TEMPLATE.sub(lambda found: safe(values[found[1]], controllers) if found[1] else "%", destination)
 
 
-def pattern(destination: str) -> re.Pattern[str]:
+@record
+class Pattern:
+    """The groups that a destination can mean: of each part of their names, the *texts* with a template between each and
+    the next."""
+
+    texts: tuple[tuple[str, ...], ...]
+
+    def fits(self, group: str) -> bool:
+        """Whether *group* is one of them."""
+        parts = group.split("/")
+        return len(parts) == len(self.texts) and all(map(_fits_part, self.texts, parts))
+
+
+def _fits_part(texts: tuple[str, ...], part: str) -> bool:
+    """Whether *part* is *texts* with at least one character between each and the next.
+
+    The guest chooses both, and a regular expression would try all the ways in which templates can share a name: 2^n.
+    """
+    if len(texts) == 1:
+        return part == texts[0]
+    if not part.startswith(texts[0]):
+        return False
+    end = len(texts[0])
+    for text in texts[1:-1]:
+        # Of all places the first leaves the most to those that follow.
+        at = part.find(text, end + 1)
+        if at < 0:
+            return False
+        end = at + len(text)
+    return end < len(part) - len(texts[-1]) and part.endswith(texts[-1])
+
+
+def pattern(destination: str) -> Pattern:
     """Fits the groups that *destination* can mean."""
-    text, end = "", 0
-    for found in _TEMPLATE.finditer(destination):
-        text += re.escape(destination[end : found.start()]) + ("[^/]+" if found[1] else "%")
-        end = found.end()
-    return re.compile(text + re.escape(destination[end:]), re.DOTALL)
+    # No part has a slash, so it can stand for templates.
+    parts = (_TEMPLATE.sub(lambda found: "/" if found[1] else "%", part) for part in destination.split("/"))
+    return Pattern(tuple(tuple(part.split("/")) for part in parts))

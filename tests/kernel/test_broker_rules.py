@@ -441,6 +441,7 @@ def test_more_names_than_fit(one: Direct, parts: Parts) -> None:
     try:
         (etc / "passwd").write_text(good + "".join(f"user{n:06}:x:{n}:0::/:\n" for n in range(2000, 9000)))
         assert refused(parts, one, "* * %u").name == "QuotaExceeded"
+        assert parts.classifier.events is None
 
         async def action() -> None:
             await set_rules(parts, one, "user005000 * x")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -178,7 +181,7 @@ def test_no_destination_leads_out(destination: str, user: str, group: str, proce
     assert text.startswith("/")
     assert not {".", ".."} & set(parts)
     assert len(parts) == len(rule.parts[0].destination.split("/")[1:])
-    assert pattern(rule.parts[0].destination).fullmatch(text) or "" in parts
+    assert pattern(rule.parts[0].destination).fits(text) or "" in parts
 
 
 @given(st.lists(st.text(st.characters(), max_size=60), max_size=5))
@@ -194,12 +197,32 @@ def test_any_text_is_rules_or_refused(lines: list[str]) -> None:
 
 
 def test_patterns() -> None:
-    assert pattern("/users/%U").fullmatch("/users/1000")
-    assert not pattern("/users/%U").fullmatch("/users/1000/deeper")
-    assert not pattern("/users/%U").fullmatch("/users/")
-    assert pattern(r"/a.b\%").fullmatch("/a.b%")
-    assert not pattern("/a.b").fullmatch("/axb")
-    assert pattern("/%p").fullmatch("/a\nb")
+    assert pattern("/users/%U").fits("/users/1000")
+    assert not pattern("/users/%U").fits("/users/1000/deeper")
+    assert not pattern("/users/%U").fits("/users/")
+    assert pattern(r"/a.b\%").fits("/a.b%")
+    assert not pattern("/a.b").fits("/axb")
+    assert pattern("/%p").fits("/a\nb")
+
+
+shapes = st.lists(st.sampled_from(["a", "b", "ab", "/", "\\%", "%U", "%u", "%p"]), max_size=9).map("".join)
+
+
+@given(shapes, st.text("ab%/", max_size=9))
+def test_a_pattern_is_a_regular_expression(shape: str, text: str) -> None:
+    spelled = re.sub(r"%[Uup]|\\%", lambda found: "[^/]+" if found[0] != r"\%" else "%", shape)
+    assert pattern("/" + shape).fits("/" + text) is bool(re.fullmatch("/" + spelled, "/" + text))
+
+
+@pytest.mark.parametrize(
+    ("shape", "length"), [("%U" * 12, 31), ("%Ua" * 10, 38), ("%U" * 125, 250), ("%Ua" * 84, 250), ("%Ua/" * 9, 250)]
+)
+def test_no_rule_takes_long_to_compare(shape: str, length: int) -> None:
+    one = pattern(parse([f"* * {shape}!"])[0].parts[0].destination)
+    began = time.thread_time()
+    assert not one.fits("/" + "a" * length)
+    assert not one.fits("/" + "aa/" * 9 + "a" * length)
+    assert time.thread_time() - began < 0.5
 
 
 # /etc/passwd and /etc/group, whatever is in them
