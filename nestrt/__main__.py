@@ -95,6 +95,10 @@ def main(argv: list[str]) -> int:
         os.close(fd)
         sys.stdout = sys.stdout or open(1, "w", closefd=False)
         sys.stderr = sys.stderr or open(2, "w", closefd=False)
+    if (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8":
+        _plainly()
+    if sys.stdout.encoding not in ("utf-8", "UTF-8"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # what texts have beyond ASCII
     if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
         out = sys.stdout if len(argv) > 1 else sys.stderr
         out.write(usage())
@@ -111,6 +115,20 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"nestrt: unknown command {command!a}; it is one of: {', '.join((*COMMANDS, *VERBS))}\n")
         return 2
     return _timely(command, lambda: _run(command, argv[2:]))
+
+
+def _plainly() -> None:
+    """Have what this locale's characters are not enough for written in ASCII."""
+    import codecs
+
+    def plain(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        text = error.object[error.start : error.end].replace("…", "...")
+        return text.encode("ascii", "backslashreplace").decode(), error.end
+
+    codecs.register_error("nestrt", plain)
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(errors="nestrt")
 
 
 def _timely(command: str, action: Callable[[], int]) -> int:
@@ -155,13 +173,19 @@ def _engine(words: list[str]) -> int:
         _run(verb, words, f"_host_{verb}")
         sys.stdout.write("\nAs a verb of the OCI runtime:\n\n")
         sys.stdout.flush()
+    elif form == "foreign":
+        from nestrt.cli._target import for_containers
+
+        if refused := for_containers(verb, words):
+            sys.stderr.write(f"nestrt: {refused}\n")
+            return refused.status
     elif form != "runtime":
         try:
             return _timely(verb, lambda: _run(verb, words, f"_host_{verb}"))
         except NotFound as error:
             if form == "host":
                 sys.stderr.write(f"nestrt: {error}\n")
-                return error.status
+                return engine.FAILED.get(verb, error.status)
             guest = error
             return _timely(verb, lambda: engine.run(verb, flags, words, guest))
     return _timely(verb, lambda: engine.run(verb, flags, words))
@@ -169,7 +193,8 @@ def _engine(words: list[str]) -> int:
 
 def _form(verb: str, root: str, words: list[str]) -> str:
     """Which form of *verb* is meant: the "runtime"'s for a container of *root*, the "host"'s where *words* make no
-    sense to the runtime's, or "either", the host's if there is such a guest; "help": that of both is wanted.
+    sense to the runtime's, or "either", the host's if there is such a guest; "foreign": the runtime's, by options that
+    the host's has not, where there is no such container; "help": that of both is wanted.
 
     Of a container's id the beginning will do: it becomes the whole one in *words*, and means the same."""
     from os.path import isdir
@@ -198,7 +223,7 @@ def _form(verb: str, root: str, words: list[str]) -> str:
                     words[:] = named
                     return "runtime"
     wider = {option.name for option in getattr(__import__(f"nestrt.cli._host_{verb}", fromlist=["x"]), "OPTIONS", ())}
-    return "runtime" if wider and (single.keys() | repeated.keys()) - wider else "either"
+    return "foreign" if wider and (single.keys() | repeated.keys()) - wider else "either"
 
 
 def _wrong(parser: argparse.ArgumentParser, message: str) -> NoReturn:

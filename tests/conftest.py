@@ -122,6 +122,12 @@ def audit_of_commands() -> Iterator[Path]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def locale_of_commands() -> None:
+    """What they draw is no matter of where tests run."""
+    os.environ["LC_ALL"] = "C.UTF-8"
+
+
 @pytest.fixture(scope="session")
 def scratch() -> Iterator[Path]:
     """A directory for the session's root filesystems, reachable for every uid."""

@@ -33,7 +33,7 @@ CAP = "cgroup.max.descendants"
 # A write is over in a moment, and so is a message with a descriptor: looked at once more before it is refused.
 LOOKS, PAUSE = 5, 0.05
 PASSES = 16
-PATIENCE = 10.0  # seconds
+PATIENCE = 20.0  # seconds: one change by the broker may end processes, which it gives 10 s
 MOST_SHOWN = 4
 # Opened for writing to be told of something: cgroup-v2.rst, psi.rst. They change nothing.
 TRIGGERS = ("memory.pressure", "cpu.pressure", "io.pressure", "irq.pressure", *plan.LISTENING)
@@ -70,6 +70,7 @@ class Lock:
         """Nobody else locks or unlocks it meanwhile. Raises StateError, KernelError."""
         try:
             self.held = os.open(self.primary.path(self.limit), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            flock.announce(self.held)
             self._take()
         except OSError as error:
             remedy = "nestrt ls shows all guests"
@@ -78,7 +79,7 @@ class Lock:
         return self
 
     def _take(self) -> None:
-        """The broker keeps it from us for the time of one change (served.py)."""
+        """The broker keeps it from us for the time of the changes under way, and begins none (served.py)."""
         if not flock.take(self.held, PATIENCE):
             os.close(self.held)
             reason = "another nestrt locks, unlocks or changes it just now"
@@ -86,6 +87,7 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         # A helper that could not be ended (lock_mounts) has the descriptor too.
+        flock.announce(self.held, False)
         fcntl.flock(self.held, fcntl.LOCK_UN)
         os.close(self.held)
 

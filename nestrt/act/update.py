@@ -355,8 +355,11 @@ def change(
         update.carry_out()
         if then is not None:
             then()
-    except BaseException:
+    except BaseException as error:
         update.back()
+        if isinstance(error, NestrtError):  # whose words are those of a container and its document
+            error.obj = error.obj.replace("of container", "of guest").removeprefix("linux.resources.")
+            error.remedy = error.remedy.replace("at create", "where it is started")
         raise
     finally:
         update.close()

@@ -6,8 +6,10 @@ no other. A call that has begun has to end, and a reply has to be taken, in PATI
 
 from __future__ import annotations
 
+import select
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -34,14 +36,14 @@ REQUEST_BYTES = 4096  # a call that is longer counts as several requests: to rea
 MOST_UNREAD = 1 << 24  # bytes of replies that a guest's root has not taken yet, and as many its other users
 CHUNK = 65536
 SERVICE = "org.varlink.service"
-# Each of these, done or refused, is a line of the audit; Devices and Rules where they change something.
+# Each of these, done or refused, is a line of the audit; Devices and Rules where they change something. Those that a
+# locked guest may not ask for are done in Request.unlocked(): all but Kill and Answer, which are about processes, and
+# what was asked before.
 CHANGES = frozenset(
     ("Create", "Remove", "Set", "Attach", "Freeze", "Thaw", "Kill", "React", "Forget", "Answer", "SetLimits", "Drain")
 )
 CHANGING = {"Devices": ("allow", "deny", "only", "inherit"), "Rules": ("rules",)}
 STREAMS = frozenset(("Events", "Audit"))
-# Of the changes, those that a locked guest may still ask for: they are about processes, and what was asked before.
-WHILE_LOCKED = frozenset(("Kill", "Answer"))
 
 
 class Gone(Exception):
@@ -230,6 +232,12 @@ class Connection:
         except OSError:
             pass
 
+    def gone(self) -> bool:
+        """Whether the other end has closed: not only for writing, after its last call."""
+        poll = select.poll()
+        poll.register(self.socket, 0)
+        return bool(poll.poll(0))
+
     # -- calls ------------------------------------------------------------------------------------
 
     async def answer(self, call: wire.Call) -> None:
@@ -240,7 +248,7 @@ class Connection:
             if call.method.startswith(SERVICE + "."):
                 reply = wire.encode(service(call, self.interface, self.broker.options.version))
             else:
-                reply = wire.encode(await self.dispatch(call))
+                reply = self.encode(await self.dispatch(call))
         except Refusal as refusal:
             reply = wire.encode(refusal.parameters, error=refusal.whole(self.interface))
         finally:
@@ -252,9 +260,18 @@ class Connection:
         """Make this guest wait where it asks too much; *size* is a call's, in bytes."""
         guest = self.guest
         assert guest is not None
+        assert self.peer is not None
         guest.requests += 1
-        if delay := guest.quota.bucket.take(1 + size // REQUEST_BYTES):
+        if delay := guest.quota.take(self.peer.root, 1 + size // REQUEST_BYTES):
             await trio.sleep(delay)
+
+    def encode(self, reply: dict[str, Any]) -> bytes:
+        """*reply* as bytes; a guest pays for the time that a long one takes."""
+        began = time.thread_time()
+        data = wire.encode(reply)
+        if self.guest is not None and self.peer is not None:
+            self.guest.quota.spend(self.peer.root, time.thread_time() - began)
+        return data
 
     def request(self, method: str, parameters: dict[str, Any], call: wire.Call) -> Request:
         """The call as its method gets it."""
@@ -283,11 +300,7 @@ class Connection:
         request = self.request(method, parameters, call)
         change = method in CHANGES or any(parameters[key] is not None for key in CHANGING.get(method, ()))
         try:
-            if change and self.guest is not None and method not in WHILE_LOCKED:
-                with self.guest.unlocked(*self.touched(request, method)):
-                    found = await self.carry_out(self.methods()[method], request, method)
-            else:
-                found = await self.carry_out(self.methods()[method], request, method)
+            found = await self.carry_out(self.methods()[method], request, method)
         except Gone:
             raise
         except (Refusal, GuestError, NestrtError, OSError, ValueError) as error:
@@ -307,18 +320,6 @@ class Connection:
         if change:
             self.audit(request, "done")
         return found
-
-    def touched(self, request: Request, method: str) -> list[str]:
-        """What a call is about, for an error, and the groups that it changes."""
-        text = request.parameters.get("group") or (request.parameters.get("reaction") or {}).get("group") or "/"
-        operation = f"carry out {method} for group {text[:80]}"
-        try:
-            group = client.parse_group(text, operation)
-        except GuestError:
-            return [operation]  # its method says why not
-        if method == "Remove" and request.parameters.get("recursive"):
-            return [operation, *request.guest.now(lambda tree: tree.view.tree(group))]
-        return [operation, group]
 
     async def carry_out(self, action: Any, request: Any, method: str) -> dict[str, Any]:
         """Run a method: a stream for as long as the other end is there, all else to its end."""

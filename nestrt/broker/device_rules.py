@@ -36,6 +36,7 @@ Rules = tuple[DeviceRule, ...]
 
 ATTRIBUTE = "trusted.nestrt.devices"
 GONE = (errno.ENOENT, errno.ENODEV)
+ROUNDS = 3  # in which new groups are looked for: whoever makes them without end is not waited for
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -119,6 +120,26 @@ def _text(group: str) -> str:
     return cgroup.read(f"{group}/{LIST}")
 
 
+def _text_if_there(group: str) -> str | None:
+    """None where whoever divides the group above has removed it meanwhile. Raises OSError."""
+    try:
+        return _text(group)
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        return None
+
+
+def _below(top: str) -> list[str]:
+    """All groups below *top*, each before its own, as deep as a path can say: deeper ones lose what the kernel takes
+    from all below, and are given nothing."""
+    found = [top]
+    for group in found:
+        if len(os.fsencode(group)) <= cgroup.LONGEST:
+            found += [f"{group}/{name}" for name in cgroup.children(group)]
+    return found[1:]
+
+
 def _attempt(path: str, lines: Iterable[str]) -> None:
     for line in lines:
         try:
@@ -135,7 +156,10 @@ class Change:
 
     def __init__(self, top: str, follow: Iterable[str] = ()) -> None:
         self.top = top
-        self.had = {path: _text(path) for path in (top, *reversed(cgroup.below(top)))}
+        self.had = {top: _text(top)}
+        for path in _below(top):
+            if path.rpartition("/")[0] in self.had and (text := _text_if_there(path)) is not None:
+                self.had[path] = text
         # Those that have what the group above has and nothing of their own; and those of them that go up to *top*.
         self.inheriting: set[str] = set(follow)
         self.following = [top]
@@ -200,18 +224,27 @@ class Change:
         """Give groups below what the kernel has taken and need not have, and what is theirs again.
 
         The kernel drops an entry that no single one above covers any more, though part of it, or two together, may.
+        A new group begins with what the group above has at that moment (devcgroup_online()), and loses with it: never
+        more. Less, where that one still lacks something, so those that came meanwhile have their turn as well.
         """
         now = {self.top: _text(self.top)}
-        for path in reversed(cgroup.below(self.top)):
-            above = path.rpartition("/")[0]
-            try:
+        for _ in range(ROUNDS):
+            new = [path for path in _below(self.top) if path not in now]
+            for path in new:
+                self._settle_one(path, now)
+            if not new:
+                break
+
+    def _settle_one(self, path: str, now: dict[str, str]) -> None:
+        above = path.rpartition("/")[0]
+        try:
+            now[path] = _text(path)
+            if due := self._due(path, now):
+                lines = plan.missing(plan.listed(now[path]), due, plan.listed(now[above]))
+                _attempt(f"{path}/{ALLOW}", lines)
                 now[path] = _text(path)
-                if due := self._due(path, now):
-                    lines = plan.missing(plan.listed(now[path]), due, plan.listed(now[above]))
-                    _attempt(f"{path}/{ALLOW}", lines)
-                    now[path] = _text(path)
-            except (OSError, KeyError, InputError):
-                continue  # the guest has removed it, or made wildcards cross by hand, more than can be listed
+        except (OSError, KeyError, InputError):
+            pass  # the guest has removed it, or made wildcards cross by hand, more than can be listed
 
     def _due(self, path: str, now: dict[str, str]) -> Rules:
         """What *path* is to have, now that the group above has what it has."""

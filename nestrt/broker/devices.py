@@ -227,9 +227,9 @@ async def devices(request: Request) -> dict[str, Any]:
     """The rules of a group; changed first, where something is to be."""
     changes = request["only"] is not None or request["allow"] or request["deny"] or request["inherit"]
     if not changes:
-        return await request.guest.later(lambda tree: _look(request, tree))
+        return await request.later(lambda tree: _look(request, tree))
     async with request.guest.changing:
-        return await request.guest.later(lambda tree: _change(request, tree))
+        return await request.change(lambda tree: _change(request, tree))
 
 
 # The guest's own rules

@@ -61,7 +61,7 @@ async def info(request: Request) -> dict[str, Any]:
     found = [client.below(own[h.options], guest.root) for h in view.hierarchies if h.options in own]
     cpus = len(view.effective("/", "cpuset.cpus") or os.sched_getaffinity(0))
     counted = any(h.version == 2 for h in view.hierarchies)
-    used = guest.now(used_groups) if counted else await guest.later(used_groups)
+    used = guest.now(used_groups) if counted else await request.later(used_groups)
     return {
         "name": guest.name,
         "level": max(mark.level, 0),
@@ -129,7 +129,7 @@ async def list_groups(request: Request) -> dict[str, Any]:
         names = _below(tree.view, top, bool(request["recursive"]))
         return [_group(request.guest, tree, name) for name in names if tree.view.exists(name)]
 
-    return {"groups": await request.guest.later(look)}
+    return {"groups": await request.later(look)}
 
 
 async def get(request: Request) -> dict[str, Any]:
@@ -146,7 +146,7 @@ async def get(request: Request) -> dict[str, Any]:
 
     # What else there is among a group's files may take the kernel long: memory.stat gathers from all groups below.
     quick = len(keys) <= FEW_KEYS and all(client.SHORT.get(key, key) in client.KEYS for key in keys)
-    return {"values": request.guest.now(look) if quick else await request.guest.later(look)}
+    return {"values": request.guest.now(look) if quick else await request.later(look)}
 
 
 def _pairs(settings: dict[str, str]) -> list[str]:
@@ -241,10 +241,15 @@ def _set(request: Request, tree: Tree, at_once: bool) -> bool:
 async def set_limits(request: Request) -> dict[str, Any]:
     """All of the settings, or none."""
     guest = request.guest
+
+    def at_once(tree: Tree) -> bool:
+        with request.unlocked():
+            return _set(request, tree, True)
+
     # What is done at once needs the lock to be free, and need not take it: nobody comes between.
-    if guest.changing.locked() or not guest.now(lambda tree: _set(request, tree, True)):
+    if guest.changing.locked() or not guest.now(at_once):
         async with guest.changing:
-            await guest.later(lambda tree: _set(request, tree, False))
+            await request.change(lambda tree: _set(request, tree, False))
     return {}
 
 
@@ -321,7 +326,7 @@ def _create(request: Request, tree: Tree) -> None:
 async def create(request: Request) -> dict[str, Any]:
     """A group in every hierarchy, with its limits, device rules and owner; or nothing."""
     async with request.guest.changing:
-        await request.guest.later(lambda tree: _create(request, tree))
+        await request.change(lambda tree: _create(request, tree))
     return {}
 
 
@@ -330,6 +335,8 @@ def _remove(request: Request, tree: Tree) -> None:
     group = guest.group(tree, request["group"], "remove")
     guest.require_above(tree, request.peer, group, "remove")
     request.note(group, "group", "there", None)
+    if request["recursive"] and group != "/":
+        guest.refuse_locked(f"remove group {group}", *tree.view.tree(group))
     args = argparse.Namespace(group=group, recursive=bool(request["recursive"]), kill=bool(request["kill"]))
     tree.view.known = lambda pids: _known(request, pids)
     client.do_rm(tree.view, args)
@@ -338,7 +345,7 @@ def _remove(request: Request, tree: Tree) -> None:
 async def remove(request: Request) -> dict[str, Any]:
     """Remove a group; recursive with those below, kill with what runs in them."""
     async with request.guest.changing:
-        await request.guest.later(lambda tree: _remove(request, tree))
+        await request.change(lambda tree: _remove(request, tree))
     return {}
 
 

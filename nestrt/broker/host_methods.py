@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LINES = 100
 FOLLOW = 0.5  # seconds between looks
+Gone = Callable[[], bool]  # whether the other end has closed
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
@@ -36,7 +37,7 @@ class HostRequest:
     """As Request, of the host's root: *guest* is the one that the parameters name, where it is served."""
 
     def __init__(
-        self, broker: Broker, peer: Peer, method: str, parameters: dict[str, Any], more: bool, send: Send
+        self, broker: Broker, peer: Peer, method: str, parameters: dict[str, Any], more: bool, send: Send, gone: Gone
     ) -> None:
         self.broker = broker
         self.peer = peer
@@ -44,6 +45,7 @@ class HostRequest:
         self.parameters = parameters
         self.more = more
         self.send = send
+        self.gone = gone
         self.notes: list[tuple[str, str, Any, Any]] = []
         name = parameters.get("guest")
         found = broker.find(name) if isinstance(name, str) else None
@@ -220,7 +222,8 @@ class HostConnection(Connection):
     def request(self, method: str, parameters: dict[str, Any], call: wire.Call) -> Any:
         """The call as its method gets it."""
         assert self.peer is not None
-        return HostRequest(self.broker, self.peer, method, parameters, call.more, self.stream)
+        gone = (lambda: False) if call.oneway else self.gone  # who wants no answer need not wait for it
+        return HostRequest(self.broker, self.peer, method, parameters, call.more, self.stream, gone)
 
     def methods(self) -> dict[str, Any]:
         """The interface's methods."""

@@ -53,6 +53,7 @@ def parse(settings: dict[str, str]) -> Limits:
 
 def change(guest: Served, new: Limits, rules: Rules | None, note: Note) -> Limits:
     """Make *guest* have *new* besides what it has; returns what it had of them. Raises NestrtError, OSError."""
+    guest.learn()  # an engine's update by the runtime itself has not come by here
     had = from_mark(guest.known.limits or {})
     plain = completed(new, had)
     values = {"cgroup": guest.limit, "virtualized": True, "root": guest.known.root}
@@ -74,8 +75,12 @@ async def set_limits(request: HostRequest) -> dict[str, Any]:
     guest = request.served()
     new = parse(request["settings"])
     rules = None if request["devices"] is None else devices.parse_whole(request["devices"])
-    async with guest.changing:
-        had = await trio.to_thread.run_sync(lambda: change(guest, new, rules, request.note), limiter=guest.workers)
+    async with guest.changing.host:
+        if request.gone():
+            message = f"cannot set limits of {guest.name}: whoever asked has not waited for it"
+            raise Refusal("Busy", message, "try again")
+        # Not in one of the guest's threads, which may be as long at work as it likes.
+        had = await trio.to_thread.run_sync(lambda: change(guest, new, rules, request.note))
         guest.refresh()
     for key, (field, _) in PARSERS.items():
         if getattr(new, field) not in (None, ()):

@@ -200,7 +200,7 @@ async def attach(request: Request) -> dict[str, Any]:
     """Move processes to a group, one by one: each in every hierarchy, or in none. The first that cannot be ends it."""
     for begin in range(0, max(len(request["pids"]), 1), TURN):
         async with request.guest.changing:
-            await request.guest.later(partial(_attach, request, begin))
+            await request.change(partial(_attach, request, begin))
     return {}
 
 

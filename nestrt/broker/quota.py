@@ -63,10 +63,14 @@ def of_guest(flags: Options, mark: Mark) -> Options:
     return replace(flags, **found)
 
 
-class Bucket:
-    """Requests in hand; each takes one, a long one more, and whoever finds none waits for the next."""
+# Of a processor, what calls take beyond ORDINARY seconds each: those of a guest's root and those of its other users.
+SHARE, AT_ONCE, ORDINARY = 0.5, 1.0, 0.0005
 
-    def __init__(self, rate: int, burst: int) -> None:
+
+class Bucket:
+    """Requests in hand; each takes one, a long one more, and whoever finds none waits for the next. Or seconds."""
+
+    def __init__(self, rate: float, burst: float) -> None:
         self.rate = rate
         self.burst = float(burst)
         self.filled = self.burst
@@ -87,11 +91,21 @@ class Quota:
     def __init__(self, flags: Options) -> None:
         self.flags = self.options = flags
         self.bucket = Bucket(flags.requests, flags.burst)
+        self.time = {root: Bucket(SHARE, AT_ONCE) for root in (True, False)}
 
     def learn(self, mark: Mark) -> None:
         """Follow the *mark*. Requests that wait do so for as long as they were told."""
         self.options = of_guest(self.flags, mark)
         self.bucket.rate, self.bucket.burst = self.options.requests, float(self.options.burst)
+
+    def spend(self, root: bool, seconds: float) -> None:
+        """A call of the guest's *root*, or of another user, has taken the broker that long."""
+        if seconds > ORDINARY:
+            self.time[root].take(seconds - ORDINARY)
+
+    def take(self, root: bool, number: float) -> float:
+        """Take *number* requests; how long to wait before they are there, in seconds."""
+        return max(self.bucket.take(number), self.time[root].take(0))
 
     @property
     def told(self) -> dict[str, int]:

@@ -89,7 +89,8 @@ class Armed:
         try:
             await self.guest.later(self.hold.set)
         except BaseException:
-            self.reactor.watcher.drop(self.guest, self.interest)
+            self.end()
+            self.hold.let_go()  # it may hold the group already
             raise
         if self.reaction.waits:
             self._tell({"kind": sources.STARVING if v1 else "high"})  # it may be so already
@@ -209,7 +210,8 @@ class Armed:
                 self._report("freeze", "; ".join(("it is frozen already", why)))
                 self._audit("freeze", ("frozen", "1", "1"), "done")
             return
-        await self._act("freeze", lambda tree: acts.freeze(tree, self.group, self.reaction.waits), why)
+        hold = self.hold if self.reaction.waits else None
+        await self._act("freeze", lambda tree: acts.freeze(tree, self.group, hold), why)
         if self.guest.now(self._maximum) != self.given:
             await self._act("thaw", lambda tree: acts.thaw(tree, self.group), "its memory.max is another one by now")
 
@@ -319,9 +321,9 @@ class Reactor:
             raise Refusal("NotPossible", f"cannot react for group {reaction.group}: the broker is ending", "try again")
         armed = Armed(self, guest, reaction, was)
         await armed.arm()
-        if guest.scope.cancel_called:
-            armed.end()
-            raise Refusal("NotFound", f"cannot react for group {reaction.group}: the guest has ended", "")
+        if guest.scope.cancel_called or self.ending:
+            self._release(armed)
+            raise Refusal("NotFound", f"cannot react for group {reaction.group}: the guest or the broker is ending", "")
         self.guests.setdefault(guest.limit, {})[reaction.group, reaction.on] = armed
         return armed
 
@@ -329,24 +331,23 @@ class Reactor:
         """No longer, and put back what was before."""
         if armed := self._pop(guest, group, on):
             armed.end()
-            await guest.later(armed.hold.release)
+            try:
+                await guest.later(armed.hold.release)
+            except BaseException:  # the guest has just ended
+                self._release(armed)
+                raise
 
     def gone(self, armed: Armed) -> None:
         """Its group was removed, and its mark with it."""
         if self.of(armed.guest).get((armed.group, armed.reaction.on)) is armed:
             self._pop(armed.guest, armed.group, armed.reaction.on)
         armed.end()
-        # v1's may have been given another name only.
-        self.guard.drop(armed.hold.key, put_back=True)
+        armed.hold.let_go()  # v1's may have been given another name only
 
     def forget_guest(self, guest: Served) -> None:
         """The guest has ended, or is not served any longer: nothing in it may wait for the broker."""
         for armed in self.guests.pop(guest.limit, {}).values():
-            armed.end()
-            try:
-                guest.now(armed.hold.release)
-            except (Refusal, OSError):  # its groups have gone
-                self.guard.drop(armed.hold.key, put_back=True)
+            self._release(armed)
         self.locks.pop(guest.limit, None)
 
     async def confirm(self, armed: Armed) -> None:
@@ -366,14 +367,29 @@ class Reactor:
     async def stand_down(self) -> None:
         """The broker ends: nothing may wait for it. The next one finds the reactions in the groups' marks."""
         self.ending = True
-        for armed in [armed for one in self.guests.values() for armed in one.values()]:
+        every = [armed for one in self.guests.values() for armed in one.values()]
+        for armed in every:
             armed.scope.cancel()
-        await trio.to_thread.run_sync(self.guard.close)
+        await trio.to_thread.run_sync(self._let_go, every)
 
     def close(self) -> None:
         """As stand_down(), where nobody can wait."""
         self.ending = True
+        self._let_go([armed for one in self.guests.values() for armed in one.values()])
+
+    def _let_go(self, every: list[Armed]) -> None:
+        for armed in every:
+            armed.hold.let_go()
         self.guard.close()
+
+    @staticmethod
+    def _release(armed: Armed) -> None:
+        """As disarm(), at once."""
+        armed.end()
+        try:
+            armed.guest.now(armed.hold.release)
+        except (Refusal, OSError):  # its groups have gone
+            armed.hold.let_go()
 
     def _pop(self, guest: Served, group: str, on: str) -> Armed | None:
         found = self.guests.get(guest.limit, {})

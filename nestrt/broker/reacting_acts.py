@@ -17,6 +17,7 @@ one process of it, and the broker the others after it.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Callable
 
@@ -108,7 +109,11 @@ def before(tree: Tree, reaction: Reaction) -> dict[str, str]:
 
 
 class Hold:
-    """What holds one group for one reaction. *was*: what its files held before; *key*: for the guard."""
+    """What holds one group for one reaction. *was*: what its files held before; *key*: for the guard.
+
+    No thread of the guest's can be called back, so one may still be at work when the group is released: under *lock*
+    it sees that, and leaves the files, which may be another Hold's by then, alone.
+    """
 
     def __init__(self, reaction: Reaction, was: dict[str, str], guard: Guard, key: str) -> None:
         self.reaction = reaction
@@ -120,26 +125,36 @@ class Hold:
         self.threshold: int | None = None  # v2: the use in bytes at which something is to be done
         self.high: int | None = None  # v2: what memory.high holds because of this
         self.by_kernel = False  # v2 kills the group itself
+        self.lock = threading.Lock()
+        self.released = False
 
     def set(self, tree: Tree) -> None:
         """Hold the group, from now on. May be done again. Raises GuestError, OSError."""
         if self.reaction.on != "oom":
             return
         hierarchy = memory(tree.view, self.group)
+        with self.lock:
+            high = None if self.released else self._set(tree, hierarchy)
+        if high is not None:
+            self._write_high(hierarchy.dir(self.group), high)
+
+    def _set(self, tree: Tree, hierarchy: Hierarchy) -> int | None:
+        """What is to be written to v2's memory.high: that may take long, and nobody waits for the lock meanwhile."""
         place = hierarchy.dir(self.group)
         if not self.reaction.waits:
             if hierarchy.version == 2:
                 self._set_group(place)
-            return
+            return None
         self.maximum = tree.view.value(self.group, "memory.max")
         if hierarchy.version == 2:
-            self._set_high(place)
-        elif self._is_done():
+            return self._high(place)
+        if self._is_done():
             client.write(f"{place}/{CONTROL}", self.was.get(CONTROL, "0"))
             self.guard.drop(self.key)
         else:
             self._guard(f"{place}/{CONTROL}", self.was.get(CONTROL, "0"))
             client.write(f"{place}/{CONTROL}", "1")
+        return None
 
     def _is_done(self) -> bool:
         """Whether the group has all that it may be raised to, and nothing else is to be done: there is nothing to wait
@@ -161,15 +176,30 @@ class Hold:
             files = {}
         elif hierarchy.version == 1 and self.reaction.waits:
             files.setdefault(CONTROL, "0")
-        for file, text in files.items():
-            path = f"{hierarchy.dir(self.group)}/{file}" if hierarchy else ""
-            if file == HIGH and client.read(path) != str(self.high):
-                continue
-            try:
-                client.write(path, text)
-            except OSError:  # the group has gone
-                continue
-        self.guard.drop(self.key)
+        with self.lock:
+            self.released = True
+            for file, text in files.items():
+                path = f"{hierarchy.dir(self.group)}/{file}" if hierarchy else ""
+                if file == HIGH and client.read(path) != str(self.high):
+                    continue
+                try:
+                    client.write(path, text)
+                except OSError:  # the group has gone
+                    continue
+            self.guard.drop(self.key)
+
+    def let_go(self) -> None:
+        """As release(), where the guest's tree cannot be had any more, or the group may have another name."""
+        with self.lock:
+            self.released = True
+            self.guard.drop(self.key, put_back=True)
+
+    def set_killer(self, place: str, text: str) -> None:
+        """v1: write *text* to memory.oom_control in the directory *place*, unless the group was released. Raises
+        OSError."""
+        with self.lock:
+            if not self.released:
+                client.write(f"{place}/{CONTROL}", text)
 
     def tighten(self, tree: Tree) -> None:
         """v2: while an answer is awaited, let nothing that allocates go on at its own speed."""
@@ -183,20 +213,21 @@ class Hold:
         hierarchy = memory(tree.view, self.group)
         place = hierarchy.dir(self.group)
         if hierarchy.version == 2:
-            if self.high is not None:
-                client.write(f"{place}/{HIGH}", self.was.get(HIGH, "max"))
-                self.high = None
+            with self.lock:
+                if self.high is not None and not self.released:
+                    client.write(f"{place}/{HIGH}", self.was.get(HIGH, "max"))
+                    self.high = None
             return
         killed = numbers(f"{place}/{CONTROL}").get("oom_kill", 0)
         if not self._is_held(place):
             return
-        client.write(f"{place}/{CONTROL}", "0")
+        self.set_killer(place, "0")
         try:
             # Those that wait are woken, and try once more: only then does it kill.
             if not _until(lambda: numbers(f"{place}/{CONTROL}").get("oom_kill", killed) != killed, KILLER_PATIENCE / 5):
                 _until(lambda: not is_starving(tree.view, self.group), KILLER_PATIENCE)
         finally:
-            client.write(f"{place}/{CONTROL}", "1")
+            self.set_killer(place, "1")
 
     @staticmethod
     def _is_held(place: str) -> bool:
@@ -209,7 +240,7 @@ class Hold:
         except OSError:  # before Linux 4.19
             self.by_kernel = False
 
-    def _set_high(self, place: str) -> None:
+    def _high(self, place: str) -> int | None:
         limited = self.maximum is not None and not self._is_done()
         self.threshold = high_below(self.maximum or 0, self.reaction.seconds) if limited else None
         before = self.was.get(HIGH, "max")
@@ -219,18 +250,28 @@ class Hold:
                 client.write(f"{place}/{HIGH}", before)
             self.high = None
             self.guard.drop(self.key)
-            return
+            return None
         self._guard(f"{place}/{HIGH}", before)
-        self._write_high(place, self.threshold)
+        return self.threshold
 
     def _guard(self, path: str, text: str) -> None:
         if self.key not in self.guard.held:
             self.guard.hold(self.key, path, text)
 
     def _write_high(self, place: str, value: int) -> None:
+        path = f"{place}/{HIGH}"
+        with self.lock:
+            late = self.released
+            if not late:
+                self.high = value
+        if late:
+            return
         # First what it will hold, then the write: that one reclaims, and takes its time.
-        self.high = value
-        client.write(f"{place}/{HIGH}", str(value))
+        client.write(path, str(value))
+        with self.lock:
+            # release() may have looked just before this value was there.
+            if self.released and client.read(path) == str(value):
+                client.write(path, self.was.get(HIGH, "max"))
 
 
 def _until(done: Callable[[], bool], patience: float) -> bool:
@@ -254,23 +295,23 @@ def kill(tree: Tree, group: str) -> tuple[str, str, str]:
     return "processes", str(count), "0"
 
 
-def freeze(tree: Tree, group: str, held: bool) -> tuple[str, str, str]:
-    """Stop all processes of the group and of those below; *held*: v1's tasks that wait for memory are let out of
-    that to be stopped too, and wait again when the group is thawed."""
+def freeze(tree: Tree, group: str, hold: Hold | None) -> tuple[str, str, str]:
+    """Stop all processes of the group and of those below; *hold*: v1's tasks that wait for memory because of it are let
+    out of that to be stopped too, and wait again when the group is thawed."""
     view = tree.view
     place, version = _freezer(view, group, "freeze")
     # Who runs now may have to wait for memory a moment later, and then cannot be stopped.
     for _ in range(ATTEMPTS):
-        if held and is_starving(view, group):
-            _stop_waiting(view, group, place, version)
+        if hold and is_starving(view, group):
+            _stop_waiting(view, hold, place, version)
         if freezer.freeze(place, version):
             return "frozen", "0", "1"
-        if not (held and is_starving(view, group)):
+        if not (hold and is_starving(view, group)):
             break
     raise GuestError(4, f"freeze group {group}", "some of its processes do not stop", "they go on")
 
 
-def _stop_waiting(view: View, group: str, place: str, version: int) -> None:
+def _stop_waiting(view: View, hold: Hold, place: str, version: int) -> None:
     """v1: have tasks that wait for memory try once more, and run into the freezer then."""
     state = freezer.V1_STATE if version == 1 else freezer.V2_STATE
     client.write(f"{place}/{state}", "FROZEN" if version == 1 else "1")
@@ -278,12 +319,12 @@ def _stop_waiting(view: View, group: str, place: str, version: int) -> None:
     # kill.
     time.sleep(STEP)
     _until(lambda: not freezer.goes_on(place), STOP_PATIENCE)
-    control = f"{memory(view, group).dir(group)}/{CONTROL}"
-    client.write(control, "0")
+    control = memory(view, hold.group).dir(hold.group)
+    hold.set_killer(control, "0")
     try:
         _until(lambda: _has_stopped(place, version), STOP_PATIENCE)
     finally:
-        client.write(control, "1")
+        hold.set_killer(control, "1")
 
 
 def thaw(tree: Tree, group: str) -> tuple[str, str, str]:

@@ -11,7 +11,8 @@ never reads the other. fs/kernfs/inode.c bounds them, to 64 KiB each.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, AsyncIterator
 
 from nestrt.broker import reacting_acts as acts
 from nestrt.broker.reacting import FAILURES
@@ -77,16 +78,24 @@ def keep(guest: Served, tree: Tree, group: str, kept: Kept) -> None:
 
 
 def scan(guest: Served, tree: Tree) -> list[tuple[str, bytes]]:
-    """(group, attribute's value) of all groups of the guest that have one."""
+    """(group, attribute's value) of all groups of the guest that have one. Below a group with a guest's mark they are
+    those of that guest, for the level that has made it."""
     name = attribute(guest)
     found: dict[str, bytes] = {}
+    guests: set[str] = set()  # the primary hierarchy has the marks, and comes first
     for hierarchy in places(guest, tree):
         waiting, seen = ["/"], 0
         while waiting and seen < MOST_SCANNED:
             group, seen = waiting.pop(), seen + 1
             try:
-                if name in os.listxattr(hierarchy.dir(group)):
+                names = os.listxattr(hierarchy.dir(group))
+                if name in names:
                     found.setdefault(group, os.getxattr(hierarchy.dir(group), name))
+                # A level keeps its reactions where it keeps its marks; what others can write says nothing here.
+                if guest.known.attribute in names:
+                    guests.add(group)
+                if group in guests:
+                    continue
                 with os.scandir(hierarchy.dir(group)) as entries:
                     inner = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
             except OSError:  # removed meanwhile
@@ -132,10 +141,18 @@ def _check_old(request: Request, kept: Kept, group: str, on: str, owner: bool, o
         raise not_permitted(f"{operation} group {group}", request.peer.who())
 
 
+@asynccontextmanager
+async def _alone(request: Request) -> AsyncIterator[None]:
+    """Nobody else changes the guest's reactions, and nobody locks it."""
+    async with request.broker.watcher.reactor.lock(request.guest):
+        with request.unlocked():
+            yield
+
+
 async def react(request: Request) -> dict[str, Any]:
     """Register a reaction, in the place of the one that there is for the same event."""
     guest, reactor = request.guest, request.broker.watcher.reactor
-    async with reactor.lock(guest):
+    async with _alone(request):
         reaction, kept, _ = guest.now(lambda tree: _check(request, tree))
         group, on = reaction.group, reaction.on
         armed = reactor.of(guest)
@@ -173,7 +190,7 @@ async def _arm_new(request: Request, reaction: Reaction, others: Kept) -> None:
 async def forget(request: Request) -> dict[str, Any]:
     """Take a reaction back, and with it what was set for it."""
     guest, reactor, on = request.guest, request.broker.watcher.reactor, request["on"]
-    async with reactor.lock(guest):
+    async with _alone(request):
         tree = guest.open()
         group = guest.group(tree, request["group"], "forget a reaction of")
         guest.require(tree, request.peer, group, "forget a reaction of")

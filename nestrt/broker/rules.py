@@ -8,7 +8,8 @@ has the program's path too; only user and group are sure.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Callable
 
 import trio
 
@@ -49,15 +50,25 @@ async def _resolve(guest: Served, lines: list[str]) -> Stored:
     return Stored(tuple(lines), found["users"], found["groups"])
 
 
-async def set_rules(broker: Broker, guest: Served, attribute: str, lines: list[str]) -> list[str]:
-    """Set them, and place the processes that there are; what they were. Raises Refusal, GuestError, NestrtError."""
+async def set_rules(
+    broker: Broker,
+    guest: Served,
+    attribute: str,
+    lines: list[str],
+    unlocked: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> list[str]:
+    """Set them while *unlocked*, and place the processes that there are; what they were.
+
+    Raises Refusal, GuestError, NestrtError.
+    """
     stored = await _resolve(guest, lines)
     if stored.lines:
         await broker.classifier.listen()
     try:
-        async with guest.changing:
-            before = load(guest, attribute)
-            save(guest, attribute, stored)
+        async with guest.changing.host if attribute == HOST else guest.changing:
+            with unlocked():
+                before = load(guest, attribute)
+                save(guest, attribute, stored)
         placing = await broker.classifier.place(guest, before)
     finally:
         broker.classifier.close_unused()  # where the rules could not be kept
@@ -74,7 +85,7 @@ async def rules(request: Request) -> dict[str, Any]:
         if not request.peer.root:
             message = f"cannot set the rules of {guest.name}: {request.peer.who()} may not"
             raise Refusal("NotPermitted", message, "let the guest's root do it")
-        before = await set_rules(request.broker, guest, OWN, lines)
+        before = await set_rules(request.broker, guest, OWN, lines, request.unlocked)
         request.note("/", "rules", before, lines)
     return {"rules": list(load(guest, OWN).lines)}
 

@@ -82,7 +82,7 @@ def _commands(found: Found) -> None:
 
 async def processes(request: Request) -> dict[str, Any]:
     """The processes of a group, and with recursive of those below, that the caller's pid namespace has numbers for."""
-    found = await request.guest.later(lambda tree: _list(request, tree))
+    found = await request.later(lambda tree: _list(request, tree))
     # A command line is read with the process's memory map locked, and a process that maps something over a file of
     # its own filesystem (FUSE) can hold that lock for ever. So a thread reads that nobody has to wait for.
     copies = [(pid, start, dict(entry)) for pid, start, entry in found]
@@ -132,7 +132,7 @@ def _freeze(request: Request, tree: Tree) -> None:
 
 async def freeze(request: Request) -> dict[str, Any]:
     """Stop what runs in a group and below; back when all have stopped."""
-    await request.guest.later(lambda tree: _freeze(request, tree), _apart(request))
+    await request.change(lambda tree: _freeze(request, tree), _apart(request))
     return {}
 
 
@@ -148,7 +148,7 @@ def _thaw(request: Request, tree: Tree) -> None:
 
 async def thaw(request: Request) -> dict[str, Any]:
     """Let what runs in a group go on."""
-    await request.guest.later(lambda tree: _thaw(request, tree))
+    await request.change(lambda tree: _thaw(request, tree))
     return {}
 
 
@@ -205,7 +205,7 @@ def _kill(request: Request, tree: Tree) -> int:
 
 async def kill(request: Request) -> dict[str, Any]:
     """A signal, SIGKILL where none is named, to all in a group and below, the caller too if it is there."""
-    return {"processes": await request.guest.later(lambda tree: _kill(request, tree), _apart(request))}
+    return {"processes": await request.later(lambda tree: _kill(request, tree), _apart(request))}
 
 
 METHODS: dict[str, Method] = {"Processes": processes, "Freeze": freeze, "Thaw": thaw, "Kill": kill}

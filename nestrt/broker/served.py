@@ -18,16 +18,16 @@ from typing import Any, Callable, Iterator, TypeVar
 import trio
 
 from nestrt.broker import peer as ids
+from nestrt.broker.locks import Changing, refuse_locked
 from nestrt.broker.peer import IdMap, Peer
 from nestrt.broker.quota import Options, Quota
 from nestrt.broker.refusal import Refusal, not_permitted
 from nestrt.controllers.table import by_name
 from nestrt.guest import client
 from nestrt.host.marks import Mark, read_mark
-from nestrt.kernel import mount, pidfd
+from nestrt.kernel import flock, mount, pidfd
 from nestrt.kernel.id_maps import read_id_map
 from nestrt.kernel.pidns import PidNamespace, identity
-from nestrt.plan import lock
 from nestrt.plan.facts import Hierarchy
 
 T = TypeVar("T")
@@ -36,8 +36,6 @@ BENEATH = mount.RESOLVE_BENEATH | mount.RESOLVE_NO_SYMLINKS | mount.RESOLVE_NO_M
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # Who owns a group where its directory belongs to the launching level: the uid there, in digits.
 OWNER = ("trusted.nestrt.owner", "user.nestrt.owner")
-# What nestrt lock leaves on a limit group.
-LOCK = ("trusted.nestrt.lock", "user.nestrt.lock")
 
 
 class Tree:
@@ -107,8 +105,10 @@ class Served:
         self.primary = primary
         self.mark: Mark | None = None
         self.tree: Tree | None = None
-        self.changing = trio.Lock()
-        self.workers = trio.CapacityLimiter(2)  # threads; one guest's slow kernel calls are its own to wait for
+        self.changing = Changing()
+        # Threads; one guest's slow kernel calls are its own to wait for, and its changes do not wait for what is read.
+        self.workers = trio.CapacityLimiter(2)
+        self.readers = trio.CapacityLimiter(2)
         self.directory = ""
         self.listener: socket.socket
         self.kept = False  # the listener is the one that the guest has mounted
@@ -318,7 +318,8 @@ class Served:
 
     @contextmanager
     def unlocked(self, operation: str, *groups: str) -> Iterator[None]:
-        """While something about the guest's *groups* changes: nobody locks it meanwhile.
+        """While something about the guest's *groups* changes: nobody locks it meanwhile. Whoever wants to waits until
+        then, so this is for the change itself, and not for what comes before it.
 
         Raises Refusal (Locked) where the level above has locked it, or locks it just now, or a guest in it that one of
         the groups belongs to.
@@ -329,28 +330,23 @@ class Served:
             yield
             return
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            self._refuse_locked(fd, operation)
-            for one in {one for group in groups for one in (group, *client.ancestors(group))} - {"/"}:
-                self._refuse_locked(self.primary.path(self.root + one), operation)
+            try:
+                free = not flock.announced(fd)
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                free = False
+            if not free:
+                raise Refusal("Locked", f"cannot {operation}: the guest is being locked or unlocked", "try again")
+            refuse_locked(fd, operation, self.name)
+            self.refuse_locked(operation, *groups)
             yield
-        except BlockingIOError:
-            raise Refusal("Locked", f"cannot {operation}: the guest is being locked or unlocked", "try again") from None
         finally:
             os.close(fd)
 
-    def _refuse_locked(self, directory: str | int, operation: str) -> None:
-        try:
-            found = [name for name in os.listxattr(directory) if name in LOCK]
-            text = os.getxattr(directory, found[0]).decode() if found else ""
-        except (OSError, ValueError):
-            return
-        # user.* below the limit group is the word of the guest, which can as well leave its groups alone.
-        if found and (found[0] == LOCK[0] or isinstance(directory, int)):
-            doc = lock.parse_doc(text)
-            by, name = (doc.by, doc.name) if doc else ("host", self.name)
-            reason = f"guest {name} is locked by the {by}"
-            raise Refusal("Locked", f"cannot {operation}: {reason}", f"ask there for: nestrt unlock {name}")
+    def refuse_locked(self, operation: str, *groups: str) -> None:
+        """Refuse where a guest in this one that one of the *groups* belongs to is locked. Raises Refusal."""
+        for one in {one for group in groups for one in (group, *client.ancestors(group))} - {"/"}:
+            refuse_locked(self.primary.path(self.root + one), operation, self.name)
 
     # -- who may ------------------------------------------------------------------------------
 

@@ -54,6 +54,8 @@ ANNOUNCED = 60.0  # seconds that an announced guest may take to be made
 IDLE = 30.0  # seconds until the tree of a guest that nobody asks about is closed
 DRAIN = 10.0  # seconds that calls under way may take when the broker ends
 INJECTORS = 4  # helpers at a time
+RESTORERS = 64  # guests at a time, each in a thread
+ENDED = (errno.ESRCH, errno.EINVAL, errno.ENOENT)  # no such process, or its number is by now that of a thread
 
 
 class Broker:
@@ -72,6 +74,7 @@ class Broker:
         self.by_pidfd: dict[int, Served] = {}
         self.kept: dict[str, list[socket.socket]] = {}  # what systemd has kept for us
         self.injectors = trio.CapacityLimiter(INJECTORS)
+        self.restorers = trio.CapacityLimiter(RESTORERS)
         self.draining = False
         self.busy = 0  # calls under way
         self.nursery: trio.Nursery
@@ -85,8 +88,9 @@ class Broker:
             return self.guests[name]
         return next((guest for guest in self.guests.values() if guest.name == name), None)
 
-    def announce(self, name: str, limit: str) -> Served:
-        """Listen for guest *name*, whose limit group is or will be *limit*. Raises OSError."""
+    def announce(self, name: str, limit: str, found: bool = False) -> Served:
+        """Listen for guest *name*, whose limit group is or will be *limit*; *found*: an earlier broker may have served
+        it. Raises OSError."""
         if limit in self.guests:
             old = self.guests[limit]
             if old.alive():
@@ -96,13 +100,15 @@ class Broker:
         guest.directory = socket_directory(name, limit)
         guest.quota = Quota(self.options)
         kept = self.kept.pop(os.path.basename(guest.directory), [])
+        for one in kept[1:]:
+            one.close()
         guest.listener = kept[0] if kept else sockets.listen(guest.directory, 0o666)
         if not kept:
             name = os.path.basename(guest.directory)
             sockets.notify(f"FDSTORE=1\nFDNAME={name}", (guest.listener.fileno(),))
         guest.kept = bool(kept)
         self.guests[limit] = guest
-        self.nursery.start_soon(self._serve, guest)
+        self.nursery.start_soon(self._serve, guest, found)
         self.nursery.start_soon(self._expect, guest)
         return guest
 
@@ -127,15 +133,21 @@ class Broker:
         """Take note of the first process of a *guest* that has been made; False where it is not known yet."""
         if guest.process >= 0:
             return True
-        if not guest.learn() or guest.known.pid <= 0 or guest.known.state == "creating":
+        if not guest.learn() or is_being_made(guest):
             return False
         try:
-            guest.process = pidfd.open(guest.known.pid, guest.known.start)
+            process = pidfd.open(guest.known.pid, guest.known.start)
+        except OSError as error:
+            if error.errno in ENDED:
+                self.end(guest)
+            return False  # else there is no room for now: _expect() comes again
+        try:
+            self.processes.register(process, select.EPOLLIN)
         except OSError:
-            self.end(guest)
+            os.close(process)
             return False
-        self.by_pidfd[guest.process] = guest
-        self.processes.register(guest.process, select.EPOLLIN)
+        guest.process = process
+        self.by_pidfd[process] = guest
         return True
 
     async def put_socket(self, guest: Served) -> None:
@@ -160,14 +172,10 @@ class Broker:
             if sockets.is_held(directory) or (self.only and found.path != self.only):
                 continue
             try:
-                guest = self.announce(found.mark.name, found.path)
+                self.begin(self.announce(found.mark.name, found.path, found=True))
             except OSError as error:
                 say(f"guest {found.mark.name}: cannot listen for it: {error.strerror}")
-                continue
-            if self.begin(guest):
-                await self._take_over(guest)
-            else:
-                self.nursery.start_soon(self._take_over_later, guest)
+        self._forget_kept()
         served = {guest.directory for guest in self.guests.values()}
         for directory in sockets.directories() if not self.only else ():
             if directory not in served and not sockets.is_held(directory):
@@ -176,29 +184,43 @@ class Broker:
                 except OSError as error:  # whoever put it there can remove it
                     say(f"cannot remove {directory}: {error.strerror}")
 
-    async def _take_over(self, guest: Served) -> None:
-        """What an earlier broker has done for a guest that runs."""
-        if not guest.kept:
-            self.nursery.start_soon(self.put_socket, guest)
-        await self._restore(guest)
+    def _forget_kept(self) -> None:
+        """Let go of what systemd has kept for guests that have ended meanwhile: nobody can connect to it."""
+        for name, listeners in self.kept.items():
+            for one in listeners:
+                one.close()
+            sockets.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+        self.kept = {}
 
-    async def _take_over_later(self, guest: Served) -> None:
-        """One that is being made may have an earlier broker's socket already: _expect() waits for it to run."""
+    async def _take_over(self, guest: Served) -> None:
+        """What an earlier broker has done for a guest that is there already. Nobody in it is answered before: what it
+        has registered would seem not to be there, and what is taken back would come again."""
+        if not is_being_made(guest):
+            await self._take_up(guest)
+        else:  # whoever makes it may ask meanwhile, and has registered nothing yet
+            self.nursery.start_soon(self._take_up, guest)
+
+    async def _take_up(self, guest: Served) -> None:
+        # One that is being made may have an earlier broker's socket already: _expect() waits for it to run.
         while self.guests.get(guest.limit) is guest and guest.process < 0:
             await trio.sleep(SOON)
         if self.guests.get(guest.limit) is guest:
-            await self._take_over(guest)
+            if not guest.kept:
+                self.nursery.start_soon(self.put_socket, guest)
+            async with self.restorers:
+                await self._restore(guest)
 
     async def _restore(self, guest: Served) -> None:
-        """What the guest has registered stands in its groups' marks."""
-        try:
-            await restore_reactions(self, guest)
-            await restore_rules(self, guest)
-        except (Refusal, GuestError):
-            pass  # it has just ended
-        except Exception as error:
-            # Whatever a guest has left in its marks, the others are served.
-            say(f"guest {guest.name}: cannot restore what it has registered: {type(error).__name__}: {error}")
+        """What the guest has registered stands in its groups' marks. The rules first: some are the host's, and do not
+        wait for what a guest's many groups take."""
+        for restore in (restore_rules, restore_reactions):
+            try:
+                await restore(self, guest)
+            except (Refusal, GuestError):
+                return  # it has just ended
+            except Exception as error:
+                # Whatever a guest has left in its marks, the others are served.
+                say(f"guest {guest.name}: cannot restore what it has registered: {type(error).__name__}: {error}")
 
     def drain(self) -> None:
         """End in order: nobody new, what has been asked is answered, reactions are let go of."""
@@ -247,12 +269,14 @@ class Broker:
             await trio.sleep(pause)
             pause = min(pause * 2, TIDY)
 
-    async def _serve(self, guest: Served) -> None:
+    async def _serve(self, guest: Served, found: bool) -> None:
         """Accept the connections of one guest; each has a task of its own, and all end with the guest."""
         try:
             with guest.scope:
                 async with trio.open_nursery() as nursery:
                     with guest.accepting:
+                        if found:
+                            await self._take_over(guest)
                         await self._accept(guest, nursery)
         finally:
             guest.listener.close()
@@ -288,6 +312,11 @@ class Broker:
             for guest in list(self.guests.values()):
                 guest.close_idle(now - IDLE)
                 await trio.lowlevel.checkpoint()
+
+
+def is_being_made(guest: Served) -> bool:
+    """Whether its mark names no first process yet that runs as it should."""
+    return guest.mark is None or guest.mark.pid <= 0 or guest.mark.state == "creating"
 
 
 def say(text: str) -> None:

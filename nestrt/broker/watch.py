@@ -109,6 +109,12 @@ class Watcher:
             self._keys.pop(number, None)
             inotify.remove(self._inotify, number)
 
+    @staticmethod
+    def say_bug(error: Exception) -> None:
+        """For the journal: a mistake of ours, which costs one guest's events."""
+        text = f"nestrt broker: watching failed: {type(error).__name__}: {error}; this is a bug of nestrt"
+        print(one_line(text), file=sys.stderr, flush=True)
+
     def release(self, watch: GuestWatch) -> None:
         """Nobody wants to know anything of a guest any more."""
         if self.guests.get(watch.guest.limit) is watch:
@@ -144,8 +150,7 @@ class Watcher:
         except Refusal:
             pass  # the guest has ended
         except Exception as error:
-            text = f"nestrt broker: watching failed: {type(error).__name__}: {error}; this is a bug of nestrt"
-            print(one_line(text), file=sys.stderr, flush=True)
+            self.say_bug(error)
 
     async def _notifications(self) -> None:
         await self._opened.wait()

@@ -34,7 +34,11 @@ class Descriptors:
         """*call*, which must not wait, when one of the epoll(7) *events* has come. OSError: EMFILE, ENOSPC."""
         if events & select.EPOLLPRI:
             epoll = select.epoll()
-            epoll.register(descriptor, events)
+            try:
+                epoll.register(descriptor, events)
+            except OSError:
+                epoll.close()
+                raise
             self._alone[descriptor] = trio.CancelScope()
             self._start(self._follow, descriptor, epoll, self._alone[descriptor])
         else:

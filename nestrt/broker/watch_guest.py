@@ -87,7 +87,7 @@ class GuestWatch:
         self.joining += 1
         try:
             while not await self._begin(interest):
-                await trio.sleep(self.looked + self.took * IDLE - time.monotonic())
+                await trio.sleep(max(self.looked + self.took * IDLE - time.monotonic(), 0))
         except BaseException:
             self.joining -= 1
             self.drop(interest)
@@ -221,6 +221,10 @@ class GuestWatch:
                     if not self.complained:
                         self.report("lost", "/", detail=str(error))
                     self.complained = True
+                except Exception as error:
+                    self.watcher.say_bug(error)
+                    self.overflowed(f"watching failed: {type(error).__name__}; looked over again soon")
+                    await trio.sleep(REST)
                 await trio.sleep(min(max(PAUSE, IDLE * (time.monotonic() - began)), REST))
 
     # -- looking ----------------------------------------------------------------------------------
@@ -251,11 +255,10 @@ class GuestWatch:
                 self.wake.set()
                 break
             hierarchy, name, made = self.moves.popleft()
-            tree = await self._breathe()
             if made:
-                await self._made(tree, hierarchy, name)
+                await self._made(hierarchy, name)
             else:
-                self._gone(tree, hierarchy, name)
+                self._gone(await self._breathe(), hierarchy, name)
         if self.starved:
             self._report_starved(await self._breathe())
         # Deepest first: what counts those below too is told of where it happened.
@@ -337,21 +340,28 @@ class GuestWatch:
             self.report("removed", name)
             self.report("created", name)
 
-    async def _made(self, tree: Tree, hierarchy: str, name: str) -> None:
+    async def _made(self, hierarchy: str, name: str) -> None:
         """A directory was made in *hierarchy*."""
-        if not any(one.below and one.covers(name) for one in self.interests):
-            return
-        new = name not in self.watched.groups
-        self._ensure(tree, name)
-        self.watched.groups[name].inodes.setdefault(hierarchy, 0)
-        if new:
-            self.report("created", name)
-        # What was made in it before it was watched.
-        for h in tree.view.hierarchies:
-            for child in children(h, name):
-                group, known = self.watched.groups.get(name), self.watched.groups.get(child)
-                if group and h.name in group.inodes and (known is None or h.name not in known.inodes):
-                    await self._made(await self._breathe(), h.name, child)
+        waiting = [(name, {hierarchy})]
+        while waiting:
+            tree = await self._breathe()
+            name, places = waiting.pop()
+            if not any(one.below and one.covers(name) for one in self.interests):
+                continue
+            new = name not in self.watched.groups
+            self._ensure(tree, name)
+            group = self.watched.groups[name]
+            group.inodes = dict.fromkeys(places, 0) | group.inodes
+            if new:
+                self.report("created", name)
+            # What was made in it before it was watched.
+            found: dict[str, set[str]] = {}
+            for h in tree.view.hierarchies:
+                for child in children(h, name) if h.name in group.inodes else ():
+                    known = self.watched.groups.get(child)
+                    if known is None or h.name not in known.inodes:
+                        found.setdefault(child, set()).add(h.name)
+            waiting += sorted(found.items(), reverse=True)
 
     def _gone(self, tree: Tree, hierarchy: str, name: str) -> None:
         """A directory was removed in *hierarchy*."""
@@ -362,8 +372,7 @@ class GuestWatch:
             self.report("removed", lost)
 
     async def _cover(self) -> None:
-        """Bring what is watched in line with what is wanted and what is there; groups that are new or gone are
-        events."""
+        """Bring what is watched in line with what is wanted and there; groups that are new or gone are events."""
         began = time.monotonic()
         wanted: set[str] = set()
         for one in list(self.interests):

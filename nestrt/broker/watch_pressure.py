@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from typing import Any, Callable
 
 from nestrt.broker.refusal import Refusal
@@ -13,6 +14,13 @@ from nestrt.guest import client
 from nestrt.host.pressure import Trigger, open_trigger
 
 MOST_TRIGGERS = 64  # descriptors of one guest
+
+
+def is_gone(descriptor: int) -> bool:
+    """Whether the kernel takes no more part in a trigger of PSI's: its group was removed."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLPRI)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 class Triggers:
@@ -73,7 +81,12 @@ class Triggers:
         return None
 
     def _happened(self, name: str, trigger: Trigger, descriptor: int) -> None:
-        place = self._place(name, trigger)
+        try:
+            place = self._place(name, trigger)
+        except Refusal:  # the guest has ended
+            place = None
+        except OSError:  # there is no descriptor to look with; that something has happened is known
+            place = None if is_gone(descriptor) else ""
         if place is None:  # the kernel would say so for ever
             self.close(name, trigger)
             return
@@ -85,7 +98,7 @@ class Triggers:
             self._report("pressure", name, trigger.file, None, trigger.text, trigger=trigger)
             return
         kind = trigger.text.split()[0]
-        rows = (client.read(f"{place}/{trigger.file}") or "").splitlines()
+        rows = ((place and client.read(f"{place}/{trigger.file}")) or "").splitlines()
         row, _, total = next((row for row in rows if row.startswith(kind)), "").partition(" total=")
         found: dict[str, Any] = {"count": int(total) if total.isdigit() else None, "detail": row or trigger.text}
         self._report("pressure", name, trigger.file, **found, trigger=trigger)

@@ -27,3 +27,14 @@ def between(least: float, most: float, convert: Callable[[str], float] = int) ->
 
 
 count = between(0, MOST)
+
+
+class Named:
+    """What *convert* makes of a word; completion offers the *names*."""
+
+    def __init__(self, names: tuple[str, ...], convert: Callable[[str], object] = str) -> None:
+        self.names = names
+        self.convert = convert
+
+    def __call__(self, text: str) -> object:
+        return self.convert(text)

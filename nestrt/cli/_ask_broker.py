@@ -53,7 +53,8 @@ class Answered(NestrtError):
 def set_limits(limit_group: str, new: Limits, rules: tuple[DeviceRule, ...] | None) -> bool:
     """Have the broker do it; False where there is none, or it does not serve the guest of that limit group.
 
-    Raises NestrtError where it does not do it; then nothing has changed.
+    Raises NestrtError where it does not do it; then nothing has changed. It may still be at it where it has not
+    answered in time: what it has not begun by then it gives up.
     """
     if not os.path.exists(HOST_SOCKET):
         return False
@@ -73,7 +74,12 @@ def set_limits(limit_group: str, new: Limits, rules: tuple[DeviceRule, ...] | No
     }
     devices = None if rules is None else [format_rule(rule) for rule in rules]
     # By its group: guests of different runtimes may have one name.
-    ask("io.nestrt.Host.SetLimits", {"guest": limit_group, "settings": settings, "devices": devices})
+    try:
+        ask("io.nestrt.Host.SetLimits", {"guest": limit_group, "settings": settings, "devices": devices})
+    except Answered as error:
+        if not error.replied and error.status == StateError.status:  # no answer in time
+            error.remedy = "it may be at it by now: see with nestrt show before you try again"
+        raise
     return True
 
 

@@ -13,6 +13,7 @@ import io
 import re
 
 from nestrt.cli import options as tables
+from nestrt.cli._arguments import Named
 from nestrt.cli._formats import Format
 from nestrt.cli.engine import Globals
 from nestrt.errors import NestrtError
@@ -181,7 +182,7 @@ def _of_parser(parser: argparse.ArgumentParser, text: str) -> Command:
 
 def _of_action(action: argparse.Action) -> Taken:
     metavar = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
-    choices = action.type.names if isinstance(action.type, Format) else tuple(map(str, action.choices or ()))
+    choices = action.type.names if isinstance(action.type, Format | Named) else tuple(map(str, action.choices or ()))
     flags = tuple(sorted(action.option_strings, key=len, reverse=True))
     kind = _kind(metavar, flags[0].lstrip("-") if flags else "")
     repeats = action.nargs in ("*", "+", argparse.REMAINDER) or isinstance(action, argparse._AppendAction)

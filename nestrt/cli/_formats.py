@@ -14,9 +14,10 @@ import os
 import sys
 import unicodedata
 
-from nestrt.cli._view import width
+from nestrt.cli._view import encoded, glyphs, width
 from nestrt.errors import HostError, InputError
 from nestrt.host.marks import escape
+from nestrt.host.render import GLYPHS
 from nestrt.host.template import Template, is_template
 from nestrt.level.values import suggestion
 from nestrt.record import record
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 TABLE_NAMES = ("table", "json", "yaml", "csv")
 CHUNK = 1 << 16
+WIDEST, NARROWEST = 256, 20  # columns of a cell: at most, and what each has on any terminal
 # A cell that a spreadsheet would take for a formula, and carry out.
 FORMULA = ("=", "+", "-", "@")
 encode = json.JSONEncoder().encode  # the C encoder, all of it ASCII
@@ -99,7 +101,7 @@ class Writer:
         if self.gone:
             return
         try:
-            sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+            sys.stdout.buffer.write(encoded(text))
             sys.stdout.flush()
         except BrokenPipeError:
             # The interpreter flushes once more when it ends.
@@ -137,17 +139,42 @@ def _columns_wide(text: str) -> int:
 def aligned(rows: list[list[str]], right: tuple[bool, ...] = (), cut: int | None = None) -> Iterator[str]:
     """Lines of *rows* of cells, which may differ in length; the last cell of a row is not padded on its right.
 
-    *right* are the columns aligned there; *cut* is how many columns a line may have.
+    *right* are the columns aligned there; *cut* is how many columns a line may have. A cell that is very long, or
+    leaves others no room, loses its middle, so that nobody's names hide what is said of others.
     """
     most = max((len(row) for row in rows), default=0)
     widths = [max((_columns_wide(row[i]) for row in rows if i < len(row)), default=0) for i in range(most)]
+    bound = _bound(widths, cut)
     for row in rows:
         cells = []
         for i, cell in enumerate(row):
-            fill = " " * (widths[i] - _columns_wide(cell))
+            if i < most - 1 and widths[i] > bound:
+                cell = _without_middle(cell, bound)
+            wide = widths[i] if i == most - 1 else min(widths[i], bound)
+            fill = " " * (wide - _columns_wide(cell))
             cells.append(fill + cell if right[i : i + 1] == (True,) else cell + fill)
         line = "  ".join(cells).rstrip()
         yield line if cut is None else _shortened(line, cut)
+
+
+def _bound(widths: list[int], cut: int | None) -> int:
+    """How wide any column but the last may be: so that all fit into *cut*, but no less than a part of it."""
+    bound = WIDEST
+    if cut is not None:
+        least = max(NARROWEST, cut // 4)
+        room = cut - min(widths[-1], least) if widths else cut
+        while bound > least and sum(min(wide, bound) + 2 for wide in widths[:-1]) > room:
+            bound -= 1
+    return bound
+
+
+def _without_middle(text: str, most: int) -> str:
+    """*text* in *most* columns; names that begin alike differ at their ends."""
+    if _columns_wide(text) <= most:
+        return text
+    dots = "…" if glyphs() is GLYPHS else "..."
+    tail = (most - len(dots)) // 2
+    return _shortened(text, most - len(dots) - tail) + dots + _shortened(text[::-1], tail)[::-1]
 
 
 def _shortened(line: str, cut: int) -> str:

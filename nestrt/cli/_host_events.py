@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 RECENT = 86400.0  # s
 USUAL_PRESSURE = "10%/2s"
+OF_EVENTS = ("follow", "since", "until", "kinds", "record")
 UNITS = {"ms": 1000, "s": 1_000_000}
 PRESSURE = re.compile(r"(?:(memory|io|cpu):)?([0-9]{1,3}(?:\.[0-9]{1,3})?)%/([0-9]{1,5})(ms|s)")
 EPILOG = """
@@ -58,6 +59,9 @@ def main(argv: list[str]) -> int:
     since, until = (moment(text, now) if text else None for text in (options.since, options.until))
     if options.record is not None and not options.follow:
         raise InputError("use", "--record without --follow", "what has been is known", "add --follow")
+    given = next((flag for flag in OF_EVENTS if getattr(options, flag) not in (None, False)), None)
+    if options.totals and given:
+        raise InputError("use", f"--totals with --{given}", "it counts, and shows no event", "leave one of them out")
     hierarchies = read_hierarchies()
     if not hierarchies:
         raise HostError("watch", "the groups of this machine", "no cgroup hierarchy is mounted", "mount one")
@@ -65,6 +69,8 @@ def main(argv: list[str]) -> int:
         print("nestrt: marks and the kernel's log are for root to read: run it as root to see more", file=sys.stderr)
     options.names = [_whole(name, options, hierarchies) for name in options.names]
     if options.totals:
+        if nobody := next((name for name in options.names if not _known([name], hierarchies)), ""):
+            raise NotFound("count for", f"guest {nobody}", "there is none", "nestrt ls shows all guests")
         from nestrt.cli._events_totals import totals
 
         return totals(options, hierarchies, lambda name, path: _is_named(options.names, name, path))
@@ -203,7 +209,7 @@ def _follow(
     _until_signal()
     try:
         if since is not None:
-            for event in _history(options, hierarchies, kinds, since, began):
+            for event in _history(options, hierarchies, kinds, since, began if until is None else min(began, until)):
                 out.put(event)
         while until is None or time.time() < until:
             out.flush()

@@ -244,6 +244,10 @@ def main(argv: list[str]) -> int:
         return 0 if "detach" in single else relay.foreground(enterer.pid, enterer.pidfd, enterer.master)
     except NestrtError as error:
         told = error
+        if error.obj.startswith(("process.cwd ", "process.user.")):  # a document's words, which engines look for
+            obj = f"{error.obj.removeprefix('process.').removeprefix('user.')} in guest {guest.name}"
+            remedy = error.remedy if error.operation == "enter" else "use an id that the guest has"
+            told = NestrtError(error.operation, obj, error.reason.rpartition(": ")[2], remedy)
         if isinstance(error, NotFound):  # which would say that there is no such guest
             told = NestrtError(error.operation, error.obj, error.reason, error.remedy)
         if told.status not in (126, 127):

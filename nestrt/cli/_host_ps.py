@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from nestrt.cli._arguments import Named
 from nestrt.cli._formats import Column, add_options, plain, write_rows
 from nestrt.cli._view import glyphs, look, width, write
 from nestrt.errors import InputError
@@ -38,6 +39,7 @@ FIELDS = (
     "start", "started", "elapsed", "cpu_usec", "rss", "threads", "command",
 )  # fmt: skip
 SHORT = {"cpu": "cpu_usec", "time": "cpu_usec", "mem": "rss", "etime": "elapsed", "ppid": "parent"}
+SORTABLE = tuple(sign + word for sign in ("", "-") for word in (*FIELDS, *SHORT))
 
 
 def clock(seconds: int) -> str:
@@ -119,7 +121,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--guest", metavar="NAME", action="append", default=[], help="this guest alone, without its guests"
     )
-    parser.add_argument("--sort", metavar="FIELD", type=_sort, default=[], help="rss, -cpu, guest,-elapsed")
+    by = Named(SORTABLE, _sort)
+    parser.add_argument("--sort", metavar="FIELD", type=by, default=[], help="rss, -cpu, guest,-elapsed")
     add_options(parser)
     options = parser.parse_args(_joined(argv))
     if options.tree and (options.format != "table" or options.sort):

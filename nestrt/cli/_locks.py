@@ -28,10 +28,10 @@ def own_mark() -> str:
     return TRUSTED if first and os.geteuid() == 0 else USER
 
 
-def locks_of(names: list[str]) -> Iterator[tuple[Lock, Guest, View]]:
+def locks_of(names: list[str], operation: str = "lock") -> Iterator[tuple[Lock, Guest, View]]:
     """The lock of each guest called so. Raises NotFound, InputError; HostError where the caller is not root."""
     if os.geteuid() != 0:
-        raise HostError("lock", "guests", "only root of this level can", "run it as root")
+        raise HostError(operation, "guests", "only root of this level can", "run it as root")
     hierarchies = read_hierarchies(make=True)
     # Guests may have very many groups: they are not looked at for a guest of this level.
     views = [walk(hierarchies, inside=False)]

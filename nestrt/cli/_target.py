@@ -6,7 +6,7 @@ import os
 import sys
 
 from nestrt.act import members
-from nestrt.cli.options import Option, parse, usage
+from nestrt.cli.options import Option, parse, parse_go, usage
 from nestrt.errors import HostError, InputError, NestrtError, NotFound, StateError
 from nestrt.host.short import is_short, whole_name
 from nestrt.host.sight import find
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nestrt.plan.facts import Hierarchy
 
 HELP = Option("help", "", "this text", "h")
+# Options of nestrt launch that take the values of runc's.
+LIKE = {"pids-limit": "pids", "cpuset-cpus": "cpus", "cpuset-mems": "mems"}
 
 
 def words(
@@ -78,6 +80,23 @@ def whole_id(root: str, word: str) -> str:
     except NestrtError:  # of several: whoever looks for the guest says so
         return ""
     return found if os.path.isdir(f"{root}/{found}") else ""
+
+
+def for_containers(verb: str, words: list[str]) -> InputError | None:
+    """Where *words* name a guest, and have an option that only containers of this runtime take: what to write instead.
+
+    None where there is no such guest."""
+    runtime, host = (__import__(f"nestrt.cli.{name}", fromlist=["OPTIONS"]) for name in (verb, f"_host_{verb}"))
+    single, repeated, operands = parse_go(runtime.OPTIONS, words, verb, verb != "exec")
+    taken = {option.name for option in host.OPTIONS}
+    names = [option.name for option in runtime.OPTIONS if option.name in (single.keys() | repeated.keys()) - taken]
+    try:
+        guest = look(operands[0])[1]
+    except NestrtError:
+        return None
+    like, value = LIKE.get(names[0]), single.get(names[0], "")
+    remedy = f"write --{like} {'max' if value == '-1' else value}" if like else f"see nestrt {verb} --help"
+    return InputError(verb, f"guest {guest.name}", f"--{names[0]} is for containers of nestrt's own", remedy)
 
 
 def of_guest(view: View, guest: Guest) -> tuple[Hierarchy, ...]:

@@ -70,6 +70,7 @@ _nestrt() {
                 word=${word#"$cut"}
                 printf -v quoted %q "$word"
                 COMPREPLY+=("$quoted")
+                [[ $word == *= ]] && compopt -o nospace
             done
             return
             ;;
@@ -84,7 +85,7 @@ ZSH = r"""#compdef nestrt
 # zsh completion of nestrt
 _nestrt() {
     local program=nestrt kind before line
-    local -a given answer names shown
+    local -a given answer names shown suffix
     [[ ${words[1]} == */* && -x ${words[1]} ]] && program=${words[1]}
     given=("${(@)words[2,CURRENT-1]}" "$PREFIX")
     answer=("${(@f)$(command $program completion -- "${(@)given}" 2>/dev/null)}")
@@ -100,7 +101,8 @@ _nestrt() {
                 line=${line/$'\t'/  -- }
                 shown+=("${line%  -- }")
             done
-            (( $#names )) && compadd -l -d shown -a -- names
+            [[ -n ${names[(r)*=]-} ]] && suffix=(-S '')
+            (( $#names )) && compadd "${(@)suffix}" -l -d shown -a -- names
             ;;
     esac
 }

@@ -178,6 +178,8 @@ def lower(error: OSError) -> str:
 
 # The exit status where a verb itself fails; the container's own is passed on as it is.
 FAILED = {"exec": 255}
+# Where a verb has a form for guests of any runtime, whose pages say so, and there is neither container nor guest.
+MISSING = {"ps": NotFound.status, "events": NotFound.status}
 
 
 def run(verb: str, flags: Globals, argv: list[str], guest: NotFound | None = None) -> int:
@@ -196,11 +198,13 @@ def run(verb: str, flags: Globals, argv: list[str], guest: NotFound | None = Non
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
         return 0
     except Exception as error:
+        status = FAILED.get(verb, 1)
         nobody = isinstance(error, NotFound) and error.reason == NO_CONTAINER
         if guest is not None and guest.obj.startswith("guest ") and nobody:
             error = NotFound("find", f"container or {guest.obj}", NO_CONTAINER, guest.remedy)
+            status = MISSING.get(verb, status)
         report(flags, error, verb)
-        return FAILED.get(verb, 1)
+        return status
 
 
 def words(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -63,8 +64,7 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     form = options.format or SUFFIXES.get(os.path.splitext(options.output)[1].lower(), "svg")
     seconds = options.sample if options.sample is not None else float(options.by == "cpu")
-    if options.output != "-":
-        _check(options.output)
+    before = _check(options.output) if options.output != "-" else None
     sight = look()
     painter = Painter(sight, options.by, options.depth, seconds)
     box = painter.one(find(sight.view, options.name)) if options.name else painter.nest()
@@ -84,20 +84,27 @@ def main(argv: list[str]) -> int:
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
     else:
-        _replace(options.output, data)
+        _replace(options.output, data, before)
     return 0
 
 
-def _replace(path: str, data: bytes) -> None:
-    """Write *path* at once or not at all; a symbolic link that it has become meanwhile is replaced, not followed."""
+def _replace(path: str, data: bytes, before: os.stat_result | None) -> None:
+    """Write *path* at once or not at all, with the owner and mode that it had *before*, as far as this process may.
+
+    A symbolic link that it has become meanwhile is replaced, not followed.
+    """
     directory, name = os.path.split(path)
     at = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         temporary = f".nestrt-graph.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o666, dir_fd=at)
+        fd = os.open(temporary, flags, 0o600 if before else 0o666, dir_fd=at)
         try:
             with open(fd, "wb") as file:
+                if before:
+                    with contextlib.suppress(OSError):
+                        os.fchown(fd, before.st_uid, before.st_gid)
+                    os.fchmod(fd, before.st_mode & 0o777)
                 file.write(data)
             os.rename(temporary, name, src_dir_fd=at, dst_dir_fd=at)
         except BaseException:
@@ -110,19 +117,23 @@ def _replace(path: str, data: bytes) -> None:
         os.close(at)
 
 
-def _check(path: str) -> None:
-    """What is no regular file is not written to: InputError. OSError where there is no such directory."""
+def _check(path: str) -> os.stat_result | None:
+    """What is no regular file is not written to: InputError. OSError where there is no such directory.
+
+    Returns what is there."""
     import stat
 
     directory, name = os.path.split(path)
     os.stat(directory or ".")
     try:
-        mode = os.lstat(path).st_mode
+        found = os.lstat(path)
     except FileNotFoundError:
-        mode = stat.S_IFREG
+        found = None
+    mode = found.st_mode if found else stat.S_IFREG
     if stat.S_ISLNK(mode):
         raise InputError("write", path, "it is a symbolic link", "name the file itself")
     if stat.S_ISDIR(mode) or not name:
         raise InputError("write", path, "it is a directory", "name a file in it")
     if not stat.S_ISREG(mode):
         raise InputError("write", path, "it is no regular file", "name a file, or write to standard output")
+    return found

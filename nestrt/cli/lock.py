@@ -7,6 +7,7 @@ import sys
 
 from nestrt.cli._host_audit import Change
 from nestrt.cli._locks import locks_of
+from nestrt.cli._target import each
 from nestrt.errors import StateError, one_line
 
 EPILOG = """
@@ -17,7 +18,9 @@ parents are. It is frozen for the moment of locking. See nestrt-lock(1) for what
 
 
 def main(argv: list[str]) -> int:
-    """Carry out ``nestrt lock ARGV``. Returns 0; raises NotFound, InputError, StateError, HostError, KernelError."""
+    """Carry out ``nestrt lock ARGV``. Returns 0, or the exit status of the last guest where it failed.
+
+    Raises, of a single one, NotFound, InputError, StateError, HostError, KernelError."""
     parser = argparse.ArgumentParser(
         prog="nestrt lock",
         description="Lock the control groups of guests: until they are unlocked they change nothing about them.",
@@ -28,7 +31,11 @@ def main(argv: list[str]) -> int:
     text = "lock also what would not hold against everything, and say what that is"
     parser.add_argument("--weak", action="store_true", help=text)
     options = parser.parse_args(argv)
-    for lock, guest, view in locks_of(options.names):
+    return each(options.names, "lock", lambda name: _lock(name, options.weak))
+
+
+def _lock(name: str, weak: bool) -> None:
+    for lock, guest, view in locks_of([name]):
         with Change("Lock", view, guest) as change:
             change.note("locked", None, True)
             if guest.mark.state == "creating":
@@ -36,7 +43,6 @@ def main(argv: list[str]) -> int:
                 raise StateError("lock", f"guest {lock.name}", "it is being started", "try again")
             with lock:
                 change.note("locked", lock.doc is not None, True)
-                doc = lock.lock(options.weak)
+                doc = lock.lock(weak)
         for line in doc.weak:
             print(one_line(f"nestrt: warning: guest {lock.name}: {line}"), file=sys.stderr)
-    return 0

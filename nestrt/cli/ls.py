@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 
+from nestrt.cli._arguments import Named
 from nestrt.cli._formats import TABLE_NAMES, Column, add_options, write_rows
 from nestrt.cli._view import look, on_terminal, write, write_json
 from nestrt.errors import InputError
 from nestrt.host import report
 from nestrt.host.marks import escape
-from nestrt.host.render import ago, human, moment
+from nestrt.host.render import STATES, ago, human, moment
 from nestrt.host.sight import find
 from nestrt.level.values import suggestion
 
@@ -79,6 +80,9 @@ CSV = tuple(
     ).split()
 )
 
+VALUES = {"state": tuple(STATES), "claim": ("true", "false"), "locked": ("true", "false")}
+FITTING = tuple(f"{field}={value}" for field in report.FILTERS for value in VALUES.get(field, ("",)))
+
 
 def main(argv: list[str]) -> int:
     """Carry out ``nestrt ls ARGV``. Returns 0; raises NotFound, InputError, HostError where there are no cgroups."""
@@ -90,9 +94,14 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("names", metavar="NAME", nargs="*", help="these guests only, with their guests")
     parser.add_argument("-q", "--quiet", action="store_true", help="names only")
-    parser.add_argument("--filter", metavar="FIELD=VALUE", action="append", default=[], help="guests that have it")
+    parser.add_argument(
+        "--filter", type=Named(FITTING), metavar="FIELD=VALUE", action="append", default=[], help="guests that have it"
+    )
     add_options(parser, (*TABLE_NAMES, "openmetrics"))
     options = parser.parse_args(argv)
+    if options.quiet and options.format not in ("table", "json"):
+        reason = "names only have no other form than lines and json"
+        raise InputError("use", f"--quiet with --format {escape(options.format)}", reason, "leave one of them out")
     wanted = [_filter(text) for text in options.filter]
     sight = look()
     tops = [find(sight.view, name) for name in options.names] or sight.view.guests

@@ -10,9 +10,10 @@ from nestrt.cli._arguments import count
 from nestrt.cli._formats import write_text
 from nestrt.cli._metrics_listen import listeners
 from nestrt.cli._metrics_server import Server
+from nestrt.cli._view import note_unseen
 from nestrt.host.metrics import MOST_GROUPS, MOST_GUESTS, OPENMETRICS, TEXT, Collector, Picture
 from nestrt.host.sight import Sight, find
-from nestrt.host.walk import walk
+from nestrt.host.walk import empty_view, walk
 from nestrt.probe.facts import read_hierarchies
 
 TYPE_CHECKING = False
@@ -26,9 +27,12 @@ A socket that systemd has opened is served without --listen. See nestrt-metrics(
 
 
 def _mode(text: str) -> int:
-    mode = int(text, 8)
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
     if not 0 <= mode <= 0o777:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is no mode; write 0660")
     return mode
 
 
@@ -108,6 +112,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     sockets = listeners(options.listen, options.mode, options.allow_remote)
     scraper = Scraper(options)
+    note_unseen(empty_view(scraper.hierarchies))
     if not sockets:
         return write_text(scraper.picture().text(options.format == "openmetrics"))
     return Server(sockets, scraper.answer).run()

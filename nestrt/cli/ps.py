@@ -39,10 +39,11 @@ def main(flags: Globals, argv: list[str]) -> int:
     single, _, operands = given
     if not operands:
         raise InputError("ps", "a container", "no id was given", "write nestrt ps ID")
+    container = load(flags.root, operands[0])
     form = single.get("format", "table")
     if form not in ("table", "json"):
         raise InputError("use", f"--format {form!a}", "invalid format option", "table or json")
-    pids = processes(load(flags.root, operands[0]))
+    pids = processes(container)
     if form == "json":
         sys.stdout.write(jsontext.dumps(pids) + "\n")
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from nestrt.cli._arguments import Named
 from nestrt.cli._formats import Column, add_options, write_rows, write_text, yaml_text
 from nestrt.cli._view import write_json
 from nestrt.errors import NotFound
@@ -28,7 +29,8 @@ def main(argv: list[str]) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", metavar="COMMAND", nargs="?", help="the schema of this one (default: which there are)")
+    text = "the schema of this one (default: which there are)"
+    parser.add_argument("name", type=Named(tuple(SCHEMAS)), metavar="COMMAND", nargs="?", help=text)
     parser.add_argument("--fields", action="store_true", help="a row for each field")
     add_options(parser)
     parser.set_defaults(format=None)

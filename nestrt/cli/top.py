@@ -10,7 +10,7 @@ import time
 from nestrt.cli import _formats
 from nestrt.cli._arguments import between, count
 from nestrt.cli._top_cells import CSV, TABLE, size
-from nestrt.cli._view import on_terminal, width
+from nestrt.cli._view import note_unseen, on_terminal, width
 from nestrt.errors import NotFound
 from nestrt.host.finder import Finder
 from nestrt.host.marks import escape
@@ -92,6 +92,7 @@ def main(argv: list[str]) -> int:
     )
     full = on_terminal() and sys.stdin is not None and sys.stdin.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     sampler = Sampler(hierarchies, choice.by == "group", choice.names)
+    note_unseen(sampler.finder.view)
     if full and not options.batch and options.format == "table":
         from nestrt.cli._top_terminal import run
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from nestrt.cli._arguments import count
+from nestrt.cli._arguments import Named, count
 from nestrt.cli._formats import Column, add_options, write_document, write_rows
 from nestrt.cli._view import glyphs, look, style, width
+from nestrt.controllers.table import CONTROLLERS
 from nestrt.errors import InputError, NotFound
 from nestrt.host import report
 from nestrt.host.marks import escape
@@ -32,6 +33,7 @@ On a terminal there are colours, unless NO_COLOR is set, and bars of what is use
 
 # Of CSV: a row for each limit of each group.
 FIELDS = ("guest", "level", "group", "key", "unit", "limit", "effective", "binds", "usage")
+LIMITING = tuple(one.name for one in CONTROLLERS if any(file.combine != "none" for file in one.files(2)))
 COLUMNS = tuple(Column(field.upper(), field) for field in FIELDS)
 
 
@@ -52,8 +54,9 @@ def main(argv: list[str]) -> int:
         "--depth", type=count, metavar="N", help="groups at most N below a guest root (0: none); guests always"
     )
     parser.add_argument(
-        "--controller", metavar="NAME", action="append", default=[], help="only its limits: memory, cpu, cpuset, pids…"
-    )
+        "--controller", type=Named(LIMITING), metavar="NAME", action="append", default=[],
+        help="only its limits: memory, cpu, cpuset, pids…",
+    )  # fmt: skip
     add_options(parser, ("tree", "json", "yaml", "csv"), "tree")
     options = parser.parse_args(argv)
     sight = look([options.name] if options.name else ())

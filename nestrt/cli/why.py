@@ -6,11 +6,13 @@ import argparse
 import os
 
 from nestrt.cli._formats import Column, add_options, aligned, write_document, write_rows
+from nestrt.cli._view import glyphs, note_unseen
 from nestrt.errors import InputError, NotFound
 from nestrt.host import report
 from nestrt.host.effective import Limit, Reader
 from nestrt.host.marks import escape
-from nestrt.host.render import SHORT, amount
+from nestrt.host.render import GLYPHS, SHORT, amount
+from nestrt.host.walk import empty_view
 from nestrt.host.why import Answer, Subject, answers, guest_path, subject
 from nestrt.level.units import MAX
 from nestrt.level.values import suggestion
@@ -53,6 +55,7 @@ def main(argv: list[str]) -> int:
     add_options(parser, ("text", "json", "yaml", "csv"), "text")
     options = parser.parse_args(argv)
     hierarchies = read_hierarchies()
+    note_unseen(empty_view(hierarchies))
     found = subject(hierarchies, options.group)
     every = answers(found, Reader(), hierarchies)
     if not every and not options.keys and found.process is None:
@@ -182,9 +185,10 @@ def _limit(found: Subject, answer: Answer, raw: bool) -> Iterator[str]:
     machine = f", the machine has {text(answer.machine)}" if answer.machine >= 0 and effective == "max" else ""
     yield f"{answer.key.name}  {effective}{machine}{left}"
     rows = []
+    binds = ("← " if glyphs() is GLYPHS else "<- ") + "binds"
     for step in answer.steps:
         used = "" if step.usage is None else f"{text(step.usage)} used"
-        marks = "← binds" if _binds(answer, step.group) else ""
+        marks = binds if _binds(answer, step.group) else ""
         value = "-" if step.value is None else text(step.value)
         rows.append(["  " + escape(step.group), value, used, marks, escape(_by(found, step.group, step.set_by))])
     yield from aligned(rows, (False, True, True))

@@ -20,6 +20,7 @@ import re
 import signal
 import sys
 import time
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Callable, Iterable, NamedTuple, NoReturn, Sequence
 
@@ -725,9 +726,19 @@ def enable(view: View, group: str, needed: set[str], undo: list[tuple[str, str |
                     reason = f"group {above} itself holds processes ({some}), and such a group cannot divide"
                     remedy = f"move them first: {make}; {view.command} move {init} {some}"
                     raise GuestError(4, operation, reason, remedy) from None
-            if missing and view.owner:
+            if view.owner and missing & set((read(path) or "").split()):
                 for child in view.children(above):
-                    own(view, hierarchy.dir(child))
+                    own_new(hierarchy.dir(child), os.stat(directory))
+
+
+def own_new(directory: str, above: os.stat_result) -> None:
+    """From the host: what enabling has made in a group is whose it would be if the owner of the group *above* had done
+    it: limits are his, what is delegated is the group's owner's. All else is somebody's already."""
+    with suppress(FileNotFoundError):  # just removed, or in other hierarchies only
+        for file in os.scandir(directory):
+            owner = os.stat(directory) if file.name in DELEGATED else above
+            if file.is_file() and not file.name.startswith("cgroup.") and os.stat(file).st_uid == os.geteuid():
+                os.chown(file, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def own(view: View, directory: str) -> None:

@@ -28,6 +28,7 @@ class Counters:
     own limit. *oom_kills* and *pids_limit_hits* of groups that are gone are not in it on v1.
     *pressure* is by resource ("cpu", "memory", "io"): some_avg10, some_total_usec, full_avg10, full_total_usec, the
     averages in percent; without the resources that the kernel does not watch. *frozen*: everything in it is stopped.
+    *populated*: something in it lives, where *pids* counts what has ended and waits for its parent, too.
     """
 
     cpu_usec: int | None = None
@@ -50,6 +51,7 @@ class Counters:
     io_writes: int | None = None
     pressure: Pressure | None = None
     frozen: bool | None = None
+    populated: bool | None = None
 
 
 def _number(field: str) -> Callable[[bytes, Counters], None]:
@@ -159,7 +161,8 @@ def _v1_frozen(data: bytes, into: Counters) -> None:
     into.frozen = bool(into.frozen) or data.startswith(b"FROZEN")
 
 
-def _v2_frozen(data: bytes, into: Counters) -> None:
+def _events(data: bytes, into: Counters) -> None:
+    into.populated = b"populated 1" in data
     if b"frozen " in data:  # since Linux 5.2
         into.frozen = bool(into.frozen) or b"frozen 1" in data
 
@@ -257,7 +260,7 @@ V2: tuple[File, ...] = (
         File(("pressure",), (), (f"{resource}.pressure",), 512, _pressure(resource))
         for resource in ("cpu", "memory", "io")
     ),
-    File(("frozen",), (), ("cgroup.events",), 256, _v2_frozen),
+    File(("frozen", "populated"), (), ("cgroup.events",), 256, _events),
 )
 
 TABLES = {1: V1, 2: V2}

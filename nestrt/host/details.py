@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nestrt.host.marks import escape
 from nestrt.host.render import amount, human, moment, table
-from nestrt.host.report import shown_inside
+from nestrt.host.report import shown_inside, told
 from nestrt.host.sight import Sight, count_groups
 from nestrt.host.walk import Guest
 from nestrt.level.units import MAX, format_quota
@@ -78,17 +78,17 @@ def _marked(sight: Sight, guest: Guest, raw: bool) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         ("name", mark.name or "-"),
         ("made by", escape(mark.made_by) or "-"),
-        ("locked", "yes: nestrt unlock lets it change its tree again" if mark.locked else "no"),
+        ("locked", "yes: nestrt unlock lets it change its tree again" if mark.locked else _word(told(mark, False))),
         ("id", escape(mark.id) or "-"),
         ("created", moment(mark.created)),
         ("rootfs", escape(mark.rootfs) or "-"),
         ("command", escape(" ".join(mark.command)) or "-"),
         ("policy", (escape(mark.policy) or "-") + top + ("" if mark.virtualize else ", not virtualized")),
-        ("user ids", ids or "those of the launching level"),
+        ("user ids", ids or told(mark, "those of the launching level") or "-"),
         ("view", _pairs(mark.view)),
         ("limits asked", _pairs(_asked(mark.limits, raw))),
         ("net", _pairs(mark.net)),
-        ("removed at end", "yes" if mark.rm else "no"),
+        ("removed at end", _word(told(mark, mark.rm))),
         ("stamp", _pairs(sight.stamp(guest))),
     ]
     return rows + [("problem", escape(problem)) for problem in mark.problems]

@@ -182,9 +182,10 @@ def usage(hierarchy: Hierarchy, key: Key, path: str) -> int | None:
 def cpu_time(hierarchies: tuple[Hierarchy, ...], path: str) -> int | None:
     """µs of CPU time that the group and its descendants used; None where no hierarchy counts it.
 
-    v2's cpu.stat is there in every group, with or without the controller; v1's cpuacct.usage is in ns.
+    v2's cpu.stat is there in every group, with or without the controller; v1's cpuacct.usage is in ns. Where both are
+    it is v1's, which counters.py takes too.
     """
-    for hierarchy in hierarchies:
+    for hierarchy in sorted(hierarchies, key=lambda h: h.version):
         try:
             if "cpuacct" in hierarchy.controllers:
                 return int(control_text(hierarchy.path(path, "cpuacct.usage"))) // 1000

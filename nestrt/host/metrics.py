@@ -289,7 +289,8 @@ class Picture:
 
 def _state(sight: Sight, guest: Guest, counters: Counters) -> str:
     """As Sight.state() has it, from the counters where they tell."""
-    if counters.pids and (guest.mark.state != "creating" or guest.claim) and counters.frozen is not None:
+    alive = counters.pids and counters.populated
+    if alive and (guest.mark.state != "creating" or guest.claim) and counters.frozen is not None:
         return "paused" if counters.frozen else "running"
     return sight.state(guest)
 

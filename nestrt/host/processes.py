@@ -92,13 +92,26 @@ def pids_in(directory: str) -> list[int]:
 def start_time(pid: int) -> int:
     """When *pid* was started, in clock ticks since boot (field 22 of /proc/PID/stat), -1 if it is gone.
 
-    With its pid this names a process for as long as the machine runs. The comm field can
-    contain spaces and parentheses, so fields are counted from the last ")".
+    With its pid this names a process for as long as the machine runs.
     """
     try:
-        return int(read_text(f"/proc/{pid}/stat", 4096).rpartition(")")[2].split()[19])
+        return _stat(pid)[2]
     except (OSError, ValueError, IndexError):
         return -1
+
+
+def _stat(pid: int) -> tuple[str, int, int]:
+    """The state of *pid*, its number of threads and its start. OSError, ValueError, IndexError.
+
+    The comm field can contain spaces and parentheses, so fields are counted from the last ")".
+    """
+    fields = read_text(f"/proc/{pid}/stat", 4096).rpartition(")")[2].split()
+    return fields[0], int(fields[17]), int(fields[19])
+
+
+def has_ended(state: str, threads: int) -> bool:
+    """Whether a process waits for its parent alone; one whose first thread has ended may go on in others."""
+    return state in ("Z", "X") and threads <= 1
 
 
 def is_running(guest: Guest, view: View, known: dict[str, bool] | None = None) -> bool:
@@ -150,9 +163,14 @@ def first_process(guest: Guest, found: list[Process]) -> int:
     if mark.pid <= 0:
         return -1
     if not guest.claim:
-        return mark.pid if start_time(mark.pid) == mark.start else -1
+        try:
+            state, threads, start = _stat(mark.pid)
+        except (OSError, ValueError, IndexError):
+            return -1
+        return mark.pid if start == mark.start and not has_ended(state, threads) else -1
     for process in found:
-        if process.start == mark.start and mark.pid in process.pids:
+        ended = has_ended(process.state, process.threads)
+        if process.start == mark.start and mark.pid in process.pids and not ended:
             return process.pid
     return -1
 

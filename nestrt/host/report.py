@@ -34,6 +34,7 @@ import json
 from nestrt.host import inside
 from nestrt.host.counters import CounterReader
 from nestrt.host.effective import Limit
+from nestrt.host.marks import STAMPS
 from nestrt.host.processes import Process
 from nestrt.host.sight import Sight, count_groups
 from nestrt.host.spread import spread
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nestrt.host.keys import Value
+    from nestrt.host.marks import Mark
 
     Json = dict[str, Any]
 
@@ -57,6 +59,11 @@ FILTERS = ("name", "level", "state", "pid", "claim", "mark", "runtime", "engine"
 
 def _known(number: int) -> int | None:
     return number if number >= 0 else None
+
+
+def told(mark: Mark, value: Any) -> Any:
+    """*value* of a mark; None where that is for root to read, and all that is known is of the stamp."""
+    return None if mark.attribute == STAMPS[0] else value
 
 
 def value(value: Value) -> Any:
@@ -113,7 +120,7 @@ def guest(sight: Sight, found: Guest) -> Json:
         "runtime": mark.runtime or None,
         "engine": mark.engine or None,
         "made_by": mark.made_by or None,
-        "locked": mark.locked,
+        "locked": told(mark, mark.locked),
         "owner": found.owner,
         "id": mark.id,
         "path": found.path,
@@ -214,10 +221,10 @@ def everything(sight: Sight, found: Guest) -> Json:
         "policy": mark.policy,
         "virtualize": mark.virtualize,
         "max_level": _known(mark.max_level),
-        "ids": [list(row) for row in mark.ids],
+        "ids": told(mark, [list(row) for row in mark.ids]),
         "view": mark.view,
         "net": mark.net,
-        "rm": mark.rm,
+        "rm": told(mark, mark.rm),
         "asked": mark.limits,
         "problems": list(mark.problems),
         "stamp": sight.stamp(found),
@@ -272,6 +279,7 @@ def live(sight: Sight, found: Guest) -> Json:
     finally:
         reader.close()
     pressure = counted.pop("pressure")
+    del counted["populated"]  # "state" is more exact
     limits = sight.limits(found.path, found.hierarchies)
     return {
         "namespaces": inside.namespaces(pid) if pid > 0 else {},

@@ -12,6 +12,8 @@ import time
 from nestrt.host.counters import CounterReader, Counters
 from nestrt.host.effective import Limit, Reader
 from nestrt.host.finder import Finder
+from nestrt.host.processes import pids_in
+from nestrt.host.walk import scan
 from nestrt.level.units import MAX, PERIOD
 from nestrt.plan.facts import Hierarchy
 
@@ -31,6 +33,7 @@ SUMS = 0.05  # of the time is for sums that v1 does not make
 QUIET_TURNS = 10  # a group in which nothing runs is read every so many samples: its memory may still shrink
 STEPS = 32  # rows between two looks at the clock
 LIMITS_AGE = 2.0  # s that limits are believed at least
+LOOKING = 0.1  # s of a sample are for cgroup.procs, where nothing else tells whether anything lives
 
 
 class Usage:
@@ -117,11 +120,14 @@ class Usage:
     @property
     def state(self) -> str:
         """running, paused, stopped, or "" where no hierarchy tells."""
-        if self.counters.pids == 0:
+        alive = self.counters.populated
+        if alive is None and self.counters.pids is not None:
+            alive = self.counters.pids > 0
+        if alive is False:
             return "stopped"
         if self.counters.frozen:
             return "paused"
-        return "" if self.counters.pids is None else "running"
+        return "running" if alive else ""
 
     @property
     def pressure(self) -> tuple[float | None, float | None, float | None]:
@@ -281,6 +287,7 @@ class Sampler:
         gone = []
         clock, read = time.monotonic, self._reader.read
         self._samples += 1
+        looking = LOOKING
         self.own.update(read("/", self.own.hierarchies), clock())
         for place, row in enumerate(self.usages):
             if place % STEPS == 0:
@@ -294,11 +301,28 @@ class Sampler:
             counters = read(row.path, row.hierarchies)
             if counters.cpu_usec is None and counters.memory is None and counters.pids is None:
                 gone.append(row)
+            elif counters.pids and not counters.populated and looking > 0:
+                began = clock()
+                self._look_for_members(row, counters, began + looking)
+                looking -= clock() - began
             row.update(counters, clock())
         if gone:
             left = set(gone)
             self.usages = [row for row in self.usages if row not in left]
             self.finder.gone([row.path for row in gone])
+
+    def _look_for_members(self, row: Usage, counters: Counters, end: float) -> None:
+        """Find out whether anything lives in *row* where v1 counts its processes, which tells of each group alone;
+        until *end* (monotonic, s) at most."""
+        for hierarchy in self.hierarchies:
+            if hierarchy.version == 1 and "pids" in hierarchy.controllers and hierarchy.name in row.hierarchies:
+                for seen in scan(hierarchy.mountpoint, row.path):
+                    if pids_in(hierarchy.path(seen.path)):
+                        counters.populated = True
+                        return
+                    if time.monotonic() >= end:
+                        return
+                counters.populated = False
 
     def read_limits(self, seconds: float) -> None:
         """Read the effective limits of rows that have none yet, then those not read for longest, for *seconds*.

@@ -71,7 +71,7 @@ def guest_fields() -> dict[str, Schema]:
         "runtime": maybe(text("what made it: launch, nestrt or plugin")),
         "engine": maybe(text("what called that: podman, docker, lxc…")),
         "made_by": maybe(text("engine/runtime, or the one of them that is known")),
-        "locked": flag("the guest cannot change its tree: nestrt lock"),
+        "locked": maybe(flag("the guest cannot change its tree: nestrt lock; null: for root to know")),
         "owner": number("the user that owns the limit group, as a uid of this level", least=-1),
         "id": text("as the mark says; may be empty"),
         "path": text(f"the limit group: {PATH}"),
@@ -176,10 +176,12 @@ def marked_fields() -> dict[str, Schema]:
         "policy": text("the name of its policy; may be empty"),
         "virtualize": flag("it has a guest root of its own, as / of what it sees"),
         "max_level": maybe(number("the deepest level that may be made inside it")),
-        "ids": array("its user ids: inside, outside, count", array("a range", number(""))),
+        "ids": maybe(
+            array("its user ids: inside, outside, count; null: for root to know", array("a range", number("")))
+        ),
         "view": maybe(anything("what it was to see, as the mark says")),
         "net": maybe(anything("its network, as the mark says")),
-        "rm": flag("its groups are removed when it ends"),
+        "rm": maybe(flag("its groups are removed when it ends; null: for root to know")),
         "asked": maybe(anything("limits that were asked for, as the mark says")),
         "problems": array("what of the mark cannot be read", text("one problem")),
         "stamp": anything("what the guest root tells the guest about itself; empty: nothing"),

@@ -334,6 +334,7 @@ def along(hierarchies: tuple[Hierarchy, ...], paths: dict[str, str]) -> View:
     view = empty_view(hierarchies)
     places: dict[str, _Place] = {}
     first = primary(hierarchies)
+    may_read = os.geteuid() == 0
     for hierarchy in (first, *(h for h in hierarchies if h is not first)):
         path = paths.get(hierarchy.name, "")
         ends = [place for place, letter in enumerate(path) if letter == "/" and place] + [len(path)]
@@ -342,6 +343,8 @@ def along(hierarchies: tuple[Hierarchy, ...], paths: dict[str, str]) -> View:
                 mark, owner, _ = at(hierarchy.mountpoint + path[:end], _look_at)
             except OSError:
                 break
+            if not (mark or may_read):
+                mark = _from_stamp(hierarchy.mountpoint + path[:end] + "/guest")
             if mark or places or path[:end] in places:
                 _add(places, hierarchy.name, _Seen(path[:end], mark, owner, True))
     _sort_in(view, places)

@@ -24,12 +24,13 @@ import trio
 
 from nestrt.broker import reacting_acts as acts
 from nestrt.broker import reactions, watch_guest
-from nestrt.broker.reaction_text import MIB
+from nestrt.broker.reaction_text import MIB, parse
 from nestrt.broker.reactions import ATTRIBUTES
 from nestrt.broker.refusal import Refusal
 from nestrt.broker.served import Served
 from nestrt.guest import client
 from nestrt.guest.client import GuestError
+from nestrt.host.marks import TRUSTED, USER
 from support.byhand import remove_groups
 from support.hostside import group_file, groups, has_v1, read, v2_hierarchy
 from support.need import SLOW, require
@@ -851,5 +852,31 @@ def test_looking_for_them_is_cheap() -> None:
                 await reactions.restore(broker, guest)  # type: ignore[arg-type]
                 assert time.process_time() - began < 1.0
                 assert not broker.watcher.guests
+
+    run(main)
+
+
+#   /lower            a guest of the guest: a reaction of the guest's own
+#     └ guest/web     one of that guest's, for the level that has made it
+#   /alice/web        below a group with a mark of the other kind, which anybody can set on his own group
+def test_those_of_a_guest_in_the_guest_are_left_to_it() -> None:
+    def kept_on(guest: Served, group: str) -> None:
+        make(guest, group)
+        reaction = parse({**dict.fromkeys(("threshold", "step", "most", "seconds", "fallback")),
+                          "on": "oom", "action": "kill"}, group)  # fmt: skip
+        guest.now(lambda tree: reactions.keep(guest, tree, group, [(reaction, {})]))
+
+    async def main() -> None:
+        with guest_by_hand("upper", "256M") as guest:
+            for group in ("/lower", "/lower/guest", "/lower/guest/web", "/alice", "/alice/web"):
+                kept_on(guest, group)
+            top, mine = f"{guest.limit}/guest", guest.known.attribute
+            os.setxattr(guest.primary.path(f"{top}/lower"), mine, b"{}")
+            if mine == TRUSTED:
+                os.setxattr(guest.primary.path(f"{top}/alice"), USER, b"{}")
+            async with eye() as broker:
+                await reactions.restore(broker, guest)  # type: ignore[arg-type]
+                armed = [group for group, _ in broker.watcher.reactor.of(guest)]
+                assert sorted(armed) == ["/alice", "/alice/web", "/lower"]
 
     run(main)

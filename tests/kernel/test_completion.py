@@ -125,6 +125,9 @@ def test_a_line_that_was_completed_does_what_it_says(tmp_path: Path, names: list
         assert terminal.complete("nestrt ls --format=js") == ["ls", "--format=json"]
         assert terminal.complete("nestrt ls --format js") == ["ls", "--format", "json"]
         assert terminal.complete("nestrt tree --dep") == ["tree", "--depth"]
+        # A space behind "=" would cut the value off.
+        assert terminal.complete("nestrt ls --filter eng\tpod") == ["ls", "--filter", "engine=pod"]
+        assert terminal.complete("nestrt ls --filter state=ru") == ["ls", "--filter", "state=running"]
         (tmp_path / "some where").mkdir()
         assert [word.rstrip("/") for word in terminal.complete("nestrt launch --rootfs some")] == [
             "launch", "--rootfs", "some where",

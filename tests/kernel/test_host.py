@@ -15,14 +15,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from nestrt.cli import ls, show, tree, why
 from nestrt.errors import InputError, NotFound
+from nestrt.host import metrics, spread
 from nestrt.host import sight as sight_module
-from nestrt.host import spread
 from nestrt.host.processes import processes, start_time
 from nestrt.host.render import word
+from nestrt.host.sample import Sampler
+from nestrt.host.schema_all import schema
 from nestrt.host.sight import Sight, find
 from nestrt.host.spread import FEWEST
 from nestrt.host.walk import DEEPEST, Guest, View, walk, walk_to
@@ -291,6 +294,37 @@ def test_an_ended_process_and_a_reused_pid_are_not_shown(scene: Scene) -> None:
     assert Sight(view).pid(here(view)[0]) == -1
 
 
+# The last process of a guest has ended, and its parent has not asked how.
+def test_a_process_that_nobody_reaps_is_none(groups: Groups) -> None:
+    for path in ("a", "a/guest"):
+        groups.make(path, enable=True)
+    groups.make("a/guest/init")
+    pid = groups.start("sleep", "1000")
+    groups.enter("a/guest/init", pid)
+    groups.mark("a", "trusted.nestrt", whole_mark("nestrt-test-zombie", pid=pid, start=start_time(pid)))
+    path = f"{TOP}/a"
+
+    def said() -> tuple[int, str, str, str]:
+        view = walk(read_hierarchies())
+        (guest,), sight = here(view), Sight(view)
+        sampler = Sampler(view.hierarchies, below=(TOP,))
+        sampler.find_all(10)
+        sampler.sample()
+        (usage,) = (usage for usage in sampler.usages if usage.path == path)
+        sampler.close()
+        text = "".join(metrics.exposition(sight, [guest], groups=False))
+        state = re.search(r'nestrt_guest_state="(.*)"} 1', text)
+        assert state
+        assert usage.counters.pids == 1
+        return sight.pid(guest), sight.state(guest), usage.state, state[1]
+
+    assert said() == (pid, "running", "running", "running")
+    groups.started[-1].kill()
+    wait_for(lambda: ") Z " in Path(f"/proc/{pid}/stat").read_text(), "its end")
+    wait_for(lambda: not any(pids_below(h.group(TOP)) for h in host_hierarchies()), "an empty group")
+    assert said() == (-1, "stopped", "stopped", "stopped")
+
+
 def test_frozen_is_paused(scene: Scene) -> None:
     scene.groups.set("a", "no such file", "cgroup.freeze", "1")
     try:
@@ -449,21 +483,43 @@ def test_the_view_from_inside_a_guest(scene: Scene, monkeypatch: pytest.MonkeyPa
     assert [guest.name for guest in here(walk(read_hierarchies()))] == scene.names
 
 
-def test_a_user_without_privileges_sees_guests_by_their_stamps(scene: Scene) -> None:
-    """trusted.* is for root to read; security.* on the guest root is not, and only root can have written it."""
-    stamp = json.dumps({"v": 1, "name": scene.name, "level": 1}).encode()
-    os.setxattr(primary(read_hierarchies()).path(TOP + "/a/guest"), "security.nestrt", stamp)
-    program = "from nestrt.__main__ import main; raise SystemExit(main(['nestrt', 'ls']))"
+def as_nobody(*words: str) -> str:
+    program = f"from nestrt.__main__ import main; raise SystemExit(main({['nestrt', *words]}))"
     argv = [sys.executable, "-c", program]
     done = subprocess.run(argv, capture_output=True, text=True, user=65534, group=65534, extra_groups=[], cwd=CHECKOUT)
     assert done.returncode == 0, done
     assert "run it as root" in done.stderr
-    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(scene.name)]
+    return done.stdout
+
+
+def test_a_user_without_privileges_sees_guests_by_their_stamps(scene: Scene) -> None:
+    """trusted.* is for root to read; security.* on the guest root is not, and only root can have written it."""
+    stamp = json.dumps({"v": 1, "name": scene.name, "level": 1}).encode()
+    os.setxattr(primary(read_hierarchies()).path(TOP + "/a/guest"), "security.nestrt", stamp)
+    rows = [line.split() for line in as_nobody("ls").splitlines() if line.startswith(scene.name)]
     assert [row[:3] + [row[9]] for row in rows] == [
         [scene.names[0], "1", "running", "host"],
         [scene.names[1], "2", "running", "claim"],
         [scene.names[2], "3", "stopped", "claim"],
     ]
+
+
+# What is for root to know is not told as if it were known.
+def test_what_a_user_without_privileges_is_told(scene: Scene) -> None:
+    stamp = json.dumps({"v": 1, "name": scene.name, "level": 1}).encode()
+    os.setxattr(primary(read_hierarchies()).path(TOP + "/a/guest"), "security.nestrt", stamp)
+    shown = json.loads(as_nobody("show", scene.name, "--format", "json"))
+    assert (shown["locked"], shown["ids"], shown["rm"]) == (None, None, None)
+    jsonschema.validate(shown, schema("show"))
+    text = as_nobody("show", scene.name)
+    for key in ("locked", "user ids", "removed at end"):
+        assert re.search(rf"^ *{key} +-$", text, re.MULTILINE), text
+    for name in (scene.name, f"{TOP}/a/guest/jobs"):
+        said = json.loads(as_nobody("why", name, "memory", "--format", "json"))
+        assert (said["guest"], said["level"], said["claim"]) == (scene.name, 1, False)
+        assert [step["set_by"] for step in said["limits"][0]["chain"] if step["group"] == f"{TOP}/a"] == ["host"]
+    assert scene.name in as_nobody("top", "-b", "-n1", scene.name)
+    assert f'guest="{scene.name}"' in as_nobody("metrics", scene.name)
 
 
 HOSTILE = {

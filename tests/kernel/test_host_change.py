@@ -37,6 +37,7 @@ from support.hostside import (
     mark,
     processes,
     read,
+    scratch_disk,
 )
 from support.need import SLOW
 from support.rootfs import PythonRoot
@@ -65,12 +66,13 @@ def both(name: str, file: tuple[str, str, str]) -> set[str]:
     return {read(file[0], group, *file[1:]) for group in (limit_group(name), guest_root(name))}
 
 
-def refused(result: Result, status: int, *words: str) -> None:
+def refused(result: Result, status: int, *words: str) -> str:
     assert result.rc == status, result
     assert result.err.count("\n") == 1, result
     assert result.out == "", result
     for word in words:
         assert word in result.err, result
+    return result.err
 
 
 def quota(us: int | str) -> str:
@@ -151,6 +153,21 @@ def test_what_the_kernel_refuses_is_taken_back(nestrt: Nestrt, guest_name: str, 
     # More memory, and swap that was limited to none stays so.
     nestrt.run("update", name, "-m", "80M").ok()
     assert both(name, ("memory", "memory.memsw.limit_in_bytes", "")) == {str(80 * MIB)}
+
+
+# A guest is no container, and was not made of a document.
+def test_what_only_containers_take(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
+    name = guest_name
+    begin(nestrt, name, busybox)
+    refused(nestrt.run("update", name, "--pids-limit", "10"), 2, f"guest {name}: --pids-limit is for", "--pids 10")
+    refused(nestrt.run("update", name, "--memory-swap", "300M"), 2, f"guest {name}: --memory-swap is for", "--help")
+    refused(nestrt.run("exec", "--cap", "CAP_KILL", name, "true"), 2, f"guest {name}: --cap is for", "--help")
+    # What engines look for, where there is neither.
+    refused(nestrt.run("update", f"{name}-no", "--pids-limit", "10"), 1, "container does not exist")
+    refused(nestrt.run("exec", "--cap", "CAP_KILL", f"{name}-no", "true"), 255, "container does not exist")
+    if has_v1("io") and scratch_disk():
+        result = nestrt.run("update", name, "--io", f"{scratch_disk()} rbps=1M")
+        assert "linux.resources" not in refused(result, 5, f"of guest {name}: cgroup v1", "where it is started")
 
 
 @pytest.mark.slow_on_vm
@@ -390,7 +407,11 @@ def test_exec_words(nestrt: Nestrt, guest_name: str, busybox: Path) -> None:
     assert nestrt.run("exec", name, "--", "cat", input="hello").out == "hello"
     refused(nestrt.run("exec", name, "no-such-program"), 127, "no-such-program")
     refused(nestrt.run("exec", name, "/etc/passwd"), 126, "/etc/passwd")
-    refused(nestrt.run("exec", "-w", "/no/such", name, "true"), 125, "/no/such")
+    wrong = refused(nestrt.run("exec", "-w", "/no.such", name, "true"), 125, " /no.such in", "no such file or")
+    assert "config.json" not in wrong, wrong
+    assert "process." not in wrong, wrong
+    wrong = refused(nestrt.run("exec", "-u", "4000000000", name, "true"), 125, "4000000000")
+    assert "Mappings" not in wrong, wrong
     refused(nestrt.run("exec", "-u", "nobody-here", name, "true"), 125, "nobody-here")
     refused(nestrt.run("exec", "nestrt-no-such", "true"), 255, "does not exist")
     assert nestrt.run("exec", "-t", name, "sh", "-c", "test -t 0 && tty").ok().out.strip() == "/dev/pts/0"

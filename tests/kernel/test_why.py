@@ -85,6 +85,9 @@ def test_the_chain_of_a_process(nestrt: Nestrt, guest: str) -> None:
     (line,) = [line for line in text.splitlines() if line.split()[:2] == [job, "64M"]]
     assert "← binds" in line
     assert line.endswith(guest)
+    plain = nestrt.run("why", str(pid), env={**os.environ, "LC_ALL": "C"}).ok().out
+    assert "<- binds" in plain
+    assert plain.isascii()
 
 
 def test_a_group_that_asks_for_more_than_there_is(nestrt: Nestrt, guest: str) -> None:

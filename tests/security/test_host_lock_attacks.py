@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from support.broker import BrokerGuest, limit_path, start_guest
+from support.broker import Broker, BrokerGuest, limit_path, start_guest
+from support.broker_attack import run, starting
 from support.hostside import hierarchies, mark
 from support.killing import kill_at_change
 from support.locking import attributes, listing, prepare, start_inner
@@ -166,3 +167,37 @@ def test_a_silent_filesystem_keeps_nobody_from_unlocking(nestrt: Nestrt, guest_n
         # Nothing is held by whoever still waits there.
         nestrt.run("lock", "--weak", guest_name, timeout=10).ok()
         nestrt.run("unlock", guest_name, timeout=30).ok()
+
+
+def test_calls_by_the_broker_do_not_keep_a_lock_out(
+    nestrt: Nestrt, broker: Broker, python: PythonRoot, new_guest: Callable[[], str]
+) -> None:
+    """A user of the guest makes and removes groups through the broker, by six connections as fast as he can, of which
+    one always waits: as soon as lock is called nothing new begins, and when it is unlocked they go on."""
+    with starting(broker, nestrt, python, new_guest, ()) as begin:
+        guest = begin()
+        guest.call("Create", group="mine", owner=1000)
+        storm = """
+def storm():
+    number, one = os.getpid(), open_one(patience=60)
+    while True:
+        for method in "Create", "Remove":
+            one.sendall(frame(method, {"group": f"mine/{number}"}))
+            while not one.recv(65536).endswith(b"\\0"):
+                pass
+held["storm"] = children(6, storm, 1000)
+"""
+        run(guest, storm)
+
+        def seen() -> set[str]:
+            return {path for path in listing(guest.name) if "/mine/" in path}
+
+        wait_for(seen, "the storm")
+        nestrt.run("lock", guest.name, timeout=60).ok()
+        first = listing(guest.name)
+        guest.shell("sleep 0.2")
+        assert listing(guest.name) == first
+        nestrt.run("unlock", guest.name, timeout=60).ok()
+        before = seen()
+        wait_for(lambda: seen() != before, "the storm to go on")
+        run(guest, "end(held.pop('storm'))")

@@ -14,6 +14,7 @@ from nestrt.cli import _discover, completion, options
 from nestrt.cli._discover import Command, discover
 from nestrt.cli._formats import Format
 from nestrt.cli.completion import complete
+from nestrt.host.schema_all import SCHEMAS
 
 MODULES = [*((name, False) for name in COMMANDS), *((name, True) for name in VERBS),
            *((f"_host_{name}", False) for name in WIDER)]  # fmt: skip
@@ -126,6 +127,10 @@ def test_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "-q" not in words("ls", "--")
     assert words("ls", "--nothing=") == []
     assert words("tree", "--depth", "") == []
+    assert words("tree", "--controller", "")[:3] == ["cpuset", "cpu", "memory"]
+    assert words("schema", "") == list(SCHEMAS)
+    assert {"rss", "-rss", "cpu", "guest"} <= set(words("ps", "--sort", ""))
+    assert {"name=", "state=running", "locked=true"} <= set(words("ls", "--filter", ""))
 
 
 def test_containers_are_those_of_the_root(tmp_path: Any) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import os
+import subprocess
+import sys
 
 import pytest
 
 from nestrt import errors
+from nestrt.__main__ import WIDER, main
 
 STATUSES = {
     errors.NestrtError: 1,
@@ -55,3 +60,45 @@ def test_every_kind_is_one_that_the_command_line_catches() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert kinds
     assert all(issubclass(kind, errors.NestrtError) for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["exec", "nestrt-nosuch", "sh"], 255),
+        (["exec", "-it", "nestrt-nosuch", "sh"], 255),
+        (["exec", "-w", "/", "nestrt-nosuch", "sh"], 255),
+        (["ps", "nestrt-nosuch"], 3),
+        (["ps", "--format", "json", "nestrt-nosuch"], 3),
+        (["ps", "--format", "yaml", "nestrt-nosuch"], 3),
+        (["events", "nestrt-nosuch"], 3),
+        (["events", "--since", "1m", "nestrt-nosuch"], 3),
+        (["kill", "nestrt-nosuch"], 1),
+        (["kill", "--signal", "TERM", "nestrt-nosuch"], 3),
+        (["update", "--memory", "5M", "nestrt-nosuch"], 1),
+        (["update", "-m", "5M", "nestrt-nosuch"], 3),
+        # With a global option it is the runtime's form, and has runc's status.
+        (["--debug", "ps", "--format", "json", "nestrt-nosuch"], 1),
+        (["--debug", "events", "--stats", "nestrt-nosuch"], 1),
+    ],
+    ids=str,
+)
+def test_the_status_for_a_name_that_nobody_has(
+    words: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nobody(argv: list[str]) -> int:
+        raise errors.NotFound("find", "guest nestrt-nosuch", "there is no such guest", "nestrt ls shows all guests")
+
+    for verb in WIDER:
+        monkeypatch.setattr(importlib.import_module(f"nestrt.cli._host_{verb}"), "main", nobody)
+    assert main(["nestrt", *words]) == status
+    assert "nestrt-nosuch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["exec", "--help"], ["launch", "--help"], ["why", "--help"]])
+def test_help_in_a_locale_without_its_letters(words: list[str]) -> None:
+    env = os.environ | {"PYTHONIOENCODING": "iso8859-1"}
+    argv = [sys.executable, "-m", "nestrt", *words]
+    done = subprocess.run(argv, env=env, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b""), done
+    assert b"nestrt" in done.stdout

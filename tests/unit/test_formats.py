@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import json
+import re
 import time
 from typing import Any
 
@@ -14,9 +15,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestrt.cli import _formats
+from nestrt.cli import _formats, ls
 from nestrt.cli._formats import Column, add_options, write_document, write_rows
 from nestrt.errors import InputError
+from nestrt.host.render import ASCII
 
 
 def mib(value: Any, raw: bool) -> str:
@@ -97,6 +99,26 @@ def test_a_table_knows_what_is_wide_and_is_cut_to_the_terminal(monkeypatch: pyte
     assert [len(line) for line in made().splitlines()] == [10] * 4
 
 
+@pytest.mark.parametrize("long", ["/" + "x" * 65000 + "/end", "/" + "日" * 300 + "/end"])
+def test_one_long_cell_hides_no_other(long: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["NAME", "S", "COMMAND"], ["/init", "R", "sleep 1000 " * 50], [long, "S", "x"]]
+    monkeypatch.setattr(_formats, "glyphs", lambda: ASCII)
+    for cut, most in ((None, 256), (80, 60)):
+        lines = list(_formats.aligned(rows, (), cut))
+        assert [line.split()[1] for line in lines] == ["S", "R", "S"]
+        assert lines[1].endswith("sleep 1000") or cut
+        cell = lines[2].split()[0]
+        assert cell.startswith(long[:5])
+        assert cell.endswith("/end")
+        assert "..." in cell
+        assert len(cell) <= most
+    # Where all that there is fits, all is shown.
+    name = "n" * 60
+    assert list(_formats.aligned([[name, "x"]], (), 80)) == [f"{name}  x"]
+    (line,) = _formats.aligned([[name, "x" * 99]], (), 60)
+    assert re.fullmatch(r"n+\.\.\.n+  x{20}", line)
+
+
 def test_json_is_one_row_a_line() -> None:
     text = made("--format", "json")
     assert json.loads(text) == ROWS
@@ -145,6 +167,13 @@ def test_a_wrong_format_is_an_error_before_anything_is_looked_at(text: str) -> N
     with pytest.raises(InputError) as caught:
         parsed("--format", text)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["csv", "yaml", "openmetrics", "{{.Name}}"])
+def test_names_only_have_no_other_form(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ls, "look")
+    with pytest.raises(InputError, match="--quiet with --format"):
+        ls.main(["-q", "--format", text])
 
 
 def test_documents() -> None:

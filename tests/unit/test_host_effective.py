@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestrt.cli.why import _by
-from nestrt.host.effective import ancestors, tighten
+from nestrt.host.counters import CounterReader
+from nestrt.host.effective import ancestors, cpu_time, tighten
 from nestrt.host.keys import keyed, keys_of, number, numbers, quota
 from nestrt.host.marks import Mark
 from nestrt.host.walk import Guest, View
 from nestrt.host.why import Subject
 from nestrt.level.units import MAX
+from nestrt.plan.facts import Hierarchy
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_cpu_time_is_that_of_the_counters(tmp_path: Path, order: int) -> None:
+    """A hybrid host counts it twice, and not to the same microsecond."""
+    for place, text in (("v1/web/cpuacct.usage", "7000\n"), ("v2/web/cpu.stat", "usage_usec 9\nuser_usec 9\n")):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_text(text)
+    old = Hierarchy("cpu,cpuacct", 1, ("cpu", "cpuacct"), "cpu,cpuacct", str(tmp_path / "v1"))
+    new = Hierarchy("unified", 2, (), "", str(tmp_path / "v2"))
+    both = (old, new)[::order]
+    assert cpu_time(both, "/web") == CounterReader(both).read("/web", ("cpu,cpuacct", "unified")).cpu_usec == 7
+    assert cpu_time((new,), "/web") == 9
 
 
 def works(*values: Any) -> tuple[Any, Any]:

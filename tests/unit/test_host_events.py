@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from nestrt.cli import _host_events as command
 from nestrt.cli._events_out import Texts, line
-from nestrt.errors import InputError
-from nestrt.host.event import FIELDS, KINDS, USUAL, Event, Guests, by_place, from_row, group_of
+from nestrt.errors import InputError, NotFound
+from nestrt.host.event import FIELDS, KINDS, USUAL, Event, Guests, Known, by_place, from_row, group_of
 from nestrt.host.history import merge
 from nestrt.host.kill_log import parse_kill
 from nestrt.host.marks import TRUSTED, USER, Mark
@@ -131,6 +131,7 @@ def test_what_is_no_kill(text: bytes) -> None:
 
 
 GUESTS = Guests(0, True)
+WEB = Known("web", "/nestrt/web", "/nestrt/web", 1, False, Mark(TRUSTED))
 WEB = GUESTS.add("/nestrt/web", Mark(TRUSTED, "web"), 0)
 DB = GUESTS.add("/nestrt/web/guest/nestrt/db", Mark(USER, "db"), 0)
 
@@ -265,6 +266,22 @@ def test_kinds() -> None:
     for bad in ("", "omo"):
         with pytest.raises(InputError):
             command._kinds(bad)
+
+
+@pytest.mark.parametrize("words", [["-f"], ["--since", "1m"], ["--until", "1m"], ["--kinds", "oom"]])
+def test_totals_are_of_no_time_and_no_kind(words: list[str]) -> None:
+    with pytest.raises(InputError, match="--totals with --"):
+        command.main(["--totals", *words])
+
+
+def test_totals_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "read_hierarchies", lambda: (None,))
+    monkeypatch.setattr(command, "walk", lambda hierarchies: argparse.Namespace(everyone=lambda: [WEB]))
+    monkeypatch.setattr("nestrt.cli._events_totals.totals", lambda *given: 0)
+    assert command.main(["--totals", "web"]) == 0
+    for words in (["nestrt-nosuch"], ["web", "nestrt-nosuch"]):
+        with pytest.raises(NotFound, match="nestrt-nosuch"):
+            command.main(["--totals", *words])
 
 
 def test_the_manual_has_all_kinds_and_fields() -> None:

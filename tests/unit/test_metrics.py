@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import socket
@@ -26,6 +27,7 @@ from nestrt.cli._metrics_server import (
     is_this_machine,
     wants_openmetrics,
 )
+from nestrt.cli.metrics import _mode
 from nestrt.host.counters import Counters
 from nestrt.host.marks import Mark, escape
 from nestrt.host.metrics import BOTH, Collector, Picture, label, seconds
@@ -206,3 +208,10 @@ def test_only_the_socket_itself_gets_the_mode(tmp_path: Path, monkeypatch: pytes
     (listener,) = _metrics_listen.listeners([f"unix:{path}"], 0o620, False)
     listener.close()
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("text", ["rw", "999", "1777", "-1", ""])
+def test_what_is_no_mode(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is no mode; write 0660"):
+        _mode(text)
+    assert _mode("0640") == 0o640

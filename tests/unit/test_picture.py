@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nestrt.cli import graph
 from nestrt.host.marks import escape
 from nestrt.host.picture import Box, Part, amount, percent, span
 from nestrt.host.picture_html import data, html, policy
@@ -314,3 +317,17 @@ def test_data_are_ascii_without_markup() -> None:
     assert text.isascii()
     assert not set("<>&") & set(text)
     assert xml("<&>\"'") == "&lt;&amp;&gt;&quot;&#39;"
+
+
+def test_a_file_that_is_replaced_stays_as_private_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "nest.svg"
+    graph._replace(str(path), b"new", graph._check(str(path)))
+    path.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(path, 1234, 4321)
+    before = path.stat()
+    graph._replace(str(path), b"newer", graph._check(str(path)))
+    after = path.stat()
+    assert path.read_bytes() == b"newer"
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert os.listdir(tmp_path) == ["nest.svg"]

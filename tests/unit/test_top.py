@@ -93,6 +93,9 @@ def test_a_kill_is_noticed_when_it_happens() -> None:
         (Counters(cpu_usec=7, pids=0, frozen=False), "stopped", True),
         (Counters(cpu_usec=7, pids=2, frozen=True), "paused", False),
         (Counters(cpu_usec=7, pids=2, frozen=False), "running", False),
+        (Counters(cpu_usec=7, pids=1, frozen=False, populated=False), "stopped", False),
+        (Counters(cpu_usec=7, pids=1, frozen=True, populated=True), "paused", False),
+        (Counters(cpu_usec=7, populated=True), "running", False),
         (Counters(cpu_usec=7, pids=0, pressure={"io": {"some_avg10": 0.1}}), "stopped", False),
     ],
 )
@@ -142,8 +145,8 @@ def test_states_and_quiet(counters: Counters, state: str, quiet: bool) -> None:
             {"io_read_bytes": 11, "io_write_bytes": 2, "io_reads": 4, "io_writes": 4},
         ),
         (V2, "io.stat", b"", {"io_read_bytes": 0, "io_write_bytes": 0, "io_reads": 0, "io_writes": 0}),
-        (V2, "cgroup.events", b"populated 1\nfrozen 1\n", {"frozen": True}),
-        (V2, "cgroup.events", b"populated 1\n", {}),
+        (V2, "cgroup.events", b"populated 1\nfrozen 1\n", {"frozen": True, "populated": True}),
+        (V2, "cgroup.events", b"populated 0\n", {"populated": False}),
         (
             V2,
             "memory.pressure",
