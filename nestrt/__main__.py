@@ -97,8 +97,6 @@ def main(argv: list[str]) -> int:
         sys.stderr = sys.stderr or open(2, "w", closefd=False)
     if (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8":
         _plainly()
-    if sys.stdout.encoding not in ("utf-8", "UTF-8"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # what texts have beyond ASCII
     if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
         out = sys.stdout if len(argv) > 1 else sys.stderr
         out.write(usage())
@@ -123,7 +121,7 @@ def _plainly() -> None:
 
     def plain(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeEncodeError)
-        text = error.object[error.start : error.end].replace("…", "...")
+        text = error.object[error.start : error.end].replace("…", "...").replace("µ", "u")
         return text.encode("ascii", "backslashreplace").decode(), error.end
 
     codecs.register_error("nestrt", plain)

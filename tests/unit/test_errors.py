@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -93,12 +90,3 @@ def test_the_status_for_a_name_that_nobody_has(
         monkeypatch.setattr(importlib.import_module(f"nestrt.cli._host_{verb}"), "main", nobody)
     assert main(["nestrt", *words]) == status
     assert "nestrt-nosuch" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("words", [["--help"], ["exec", "--help"], ["launch", "--help"], ["why", "--help"]])
-def test_help_in_a_locale_without_its_letters(words: list[str]) -> None:
-    env = os.environ | {"PYTHONIOENCODING": "iso8859-1"}
-    argv = [sys.executable, "-m", "nestrt", *words]
-    done = subprocess.run(argv, env=env, capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (0, b""), done
-    assert b"nestrt" in done.stdout

@@ -274,6 +274,33 @@ def test_totals_are_of_no_time_and_no_kind(words: list[str]) -> None:
         command.main(["--totals", *words])
 
 
+@pytest.mark.parametrize(("until", "ends"), [(None, 100.0), (200.0, 100.0), (50.0, 50.0)])
+def test_what_was_before_is_not_shown_beyond_until(
+    until: float | None, ends: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Follower:
+        epoll, guests = None, GUESTS
+
+        def __init__(self, *given: object) -> None:
+            pass
+
+        def step(self, seconds: float | None) -> list[Event]:
+            raise command._Ended
+
+        def close(self) -> None:
+            pass
+
+    asked: list[float] = []
+    monkeypatch.setattr("nestrt.host.follow.Follower", Follower)
+    monkeypatch.setattr(command, "Out", lambda texts: argparse.Namespace(attach=id, flush=lambda: None))
+    monkeypatch.setattr(command, "_until_signal", lambda: None)
+    monkeypatch.setattr(command, "_history", lambda options, hierarchies, kinds, since, end: asked.append(end) or [])
+    monkeypatch.setattr(command.time, "time", lambda: 100.0)
+    options = argparse.Namespace(names=[], record=None)
+    assert command._follow(options, Texts("text"), (), USUAL, (), 1.0, until) == 0
+    assert asked == [ends]
+
+
 def test_totals_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "read_hierarchies", lambda: (None,))
     monkeypatch.setattr(command, "walk", lambda hierarchies: argparse.Namespace(everyone=lambda: [WEB]))

@@ -15,10 +15,10 @@ from support.rootfs import CHECKOUT
 
 def said(*words: str, **environment: str) -> str:
     """What a command says, without a locale but that of *environment*."""
-    plain = {key: value for key, value in os.environ.items() if key != "LANG" and not key.startswith(("LC_", "PYTHONI"))}
-    done = subprocess.run(
-        [sys.executable, *words], capture_output=True, env={**plain, **environment}, cwd=CHECKOUT, timeout=60, check=True
-    )
+    unset = ("LANG", "LC_", "PYTHONI", "PYTHONUTF8")
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(unset)}
+    argv, env = [sys.executable, *words], {**plain, **environment}
+    done = subprocess.run(argv, capture_output=True, env=env, cwd=CHECKOUT, timeout=60, check=True)
     assert done.stderr == b""
     return done.stdout.decode(environment.get("PYTHONIOENCODING", "utf-8"))
 
@@ -27,9 +27,9 @@ def said(*words: str, **environment: str) -> str:
 @pytest.mark.parametrize("encoding", ["iso-8859-1", "ascii"])
 def test_help_without_utf8(words: str, encoding: str) -> None:
     text = said("-m", "nestrt", *words.split(), PYTHONIOENCODING=encoding)
-    assert "..." in text
-    assert "\\u" not in text
-    assert text == said("-m", "nestrt", *words.split()).replace("…", "...")
+    whole = said("-m", "nestrt", *words.split()).replace("…", "...")
+    assert text == (whole.replace("µ", "u") if encoding == "ascii" else whole)
+    assert "..." in text or words == "tree --help"
 
 
 DRAW = "from nestrt.cli._view import glyphs; print(glyphs()[0])"
