@@ -51,7 +51,7 @@ TURN = 32  # events looked at before others have theirs: about a millisecond
 MOST_WAITING = 256  # processes of one guest
 BATCH = 16
 RATE, BURST = 250, 100  # processes looked at per second, of one guest, at most
-LOOK = 0.0005  # seconds of CPU time that count as one process more: all in all RATE * LOOK, an eighth of a CPU, at most
+LOOK = 0.002  # seconds of CPU time that count as one process more: all in all RATE * LOOK, half a CPU, at most
 RESCAN = 1.0  # seconds between looks through a guest's groups
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -274,10 +275,7 @@ def test_totals_are_of_no_time_and_no_kind(words: list[str]) -> None:
         command.main(["--totals", *words])
 
 
-@pytest.mark.parametrize(("until", "ends"), [(None, 100.0), (200.0, 100.0), (50.0, 50.0)])
-def test_what_was_before_is_not_shown_beyond_until(
-    until: float | None, ends: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_before_is_not_shown_beyond_until(monkeypatch: pytest.MonkeyPatch) -> None:
     class Follower:
         epoll, guests = None, GUESTS
 
@@ -295,10 +293,11 @@ def test_what_was_before_is_not_shown_beyond_until(
     monkeypatch.setattr(command, "Out", lambda texts: argparse.Namespace(attach=id, flush=lambda: None))
     monkeypatch.setattr(command, "_until_signal", lambda: None)
     monkeypatch.setattr(command, "_history", lambda options, hierarchies, kinds, since, end: asked.append(end) or [])
-    monkeypatch.setattr(command.time, "time", lambda: 100.0)
-    options = argparse.Namespace(names=[], record=None)
-    assert command._follow(options, Texts("text"), (), USUAL, (), 1.0, until) == 0
-    assert asked == [ends]
+    given, before = argparse.Namespace(names=[], record=None), time.time()
+    for until in (None, before + 1000, before - 1000):
+        assert command._follow(given, Texts(options("text")), (), USUAL, (), before - 2000, until) == 0
+    assert [before <= end <= time.time() for end in asked[:2]] == [True, True]
+    assert asked[2:] == [before - 1000]
 
 
 def test_totals_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
