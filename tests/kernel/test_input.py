@@ -244,7 +244,7 @@ def test_without_root(nestrt: Nestrt, new_guest: Callable[[], str], busybox: Pat
 def test_other_commands(nestrt: Nestrt) -> None:
     for args, status, words in (
         (("delete", "nestrt-t-absent"), 3, ["nestrt-t-absent: container does not exist", "nestrt list"]),
-        (("ps", "nestrt-t-absent"), 1, ["container or guest nestrt-t-absent: container does not exist; "]),
+        (("ps", "nestrt-t-absent"), 3, ["container or guest nestrt-t-absent: container does not exist; "]),
         (("kill", "nestrt-t-absent", "KILL"), 1, ["container or guest nestrt-t-absent: container does not exist"]),
         (("delete", "../x"), 1, ["container ID", "letters"]),
         (("delete",), 1, ["no id is given"]),
