@@ -19,6 +19,7 @@ from nestrt.broker.lines import COMMANDS, LONGEST_LINE, SUFFIX, file_name, stamp
 from nestrt.errors import KernelError, NotFound
 
 CHUNK = 1 << 16
+LOOKS = 10  # at a guest's files, until none has become the newest meanwhile
 MOST_READ = 1 << 28  # bytes of one file whose last lines are wanted; the broker's are a mebibyte
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -36,6 +37,13 @@ def parse(line: bytes) -> Entry | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and isinstance(found.get("time"), str) else None
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.lstat(path).st_ino
+    except FileNotFoundError:
+        return 0
 
 
 def _names(guest: str) -> list[str]:
@@ -115,14 +123,19 @@ class Reader:
 
     def _files(self, name: str) -> list[os.stat_result]:
         """The same as the kernel has them, the oldest first, each once."""
-        found: dict[int, os.stat_result] = {}
-        for path in self._paths(name):
-            try:
-                status = os.lstat(path)
-            except FileNotFoundError:
-                continue
-            if stat.S_ISREG(status.st_mode):
-                found.setdefault(status.st_ino, status)
+        for _ in range(LOOKS):
+            newest = _inode(f"{self.directory}/{name}")
+            found: dict[int, os.stat_result] = {}
+            for path in self._paths(name):
+                try:
+                    status = os.lstat(path)
+                except FileNotFoundError:
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    found.setdefault(status.st_ino, status)
+            # One that has become the newest meanwhile may have been seen behind those that it is newer than.
+            if _inode(f"{self.directory}/{name}") == newest:
+                break
         return list(found.values())[::-1]
 
     def _bytes(self, name: str, inode: int, offset: int, most: int) -> bytes | None:

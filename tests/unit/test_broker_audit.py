@@ -478,6 +478,36 @@ def test_a_reader_beside_the_writer_misses_nothing(directory: Path) -> None:
     audit.close()
 
 
+def test_files_are_in_order_though_many_are_renamed_at_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that stands still between two of them."""
+    audit = Audit(str(directory), SMALL, 64)
+    numbers = iter(range(1000))
+
+    def flood() -> None:
+        for number, _ in zip(numbers, range(120), strict=False):
+            note(audit, "web", f"{number:2000}")
+
+    flood()
+    reader, name = Reader(str(directory)), file_name("web")
+    real, stood = reader._paths, []
+
+    def slow(name: str) -> Iterator[str]:
+        for path in real(name):
+            yield path
+            if not stood:
+                stood.append(path)
+                flood()
+
+    monkeypatch.setattr(reader, "_paths", slow)
+    found = [status.st_ino for status in reader._files(name)]
+    assert len(found) > 6
+    firsts = [parse((reader._bytes(name, inode, 0, SMALL) or b"").split(b"\n")[0]) for inode in found]
+    begins = [int(entry["new"]) for entry in firsts if entry]
+    assert len(begins) == len(found)
+    assert begins == sorted(begins)
+    audit.close()
+
+
 def test_following_begins_where_reading_ends(audit: Audit, directory: Path) -> None:
     for number in range(500):
         note(audit, "web", f"{number:300}")
