@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, Callable, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -28,7 +27,7 @@ import trio
 
 from nestrt.broker import groups, moves, rules_store, rules_text
 from nestrt.broker.peer import IdMap, inside
-from nestrt.broker.quota import Bucket
+from nestrt.broker.quota import Bucket, Timed
 from nestrt.broker.refusal import Refusal, from_error
 from nestrt.broker.rules_store import Stored
 from nestrt.broker.rules_text import Rule, Subject
@@ -369,16 +368,7 @@ class Classifier:
 
     async def _later(self, one: Placing, action: Callable[[Tree], T]) -> T | None:
         """As Served.later(). A guest that goes away meanwhile is no error, and any other is not all guests'."""
-        spent = 0.0
-
-        def timed(tree: Tree) -> T:
-            nonlocal spent
-            began = time.thread_time()
-            try:
-                return action(tree)
-            finally:
-                spent = time.thread_time() - began
-
+        timed = Timed(action)
         try:
             return await one.guest.later(timed)
         except (Refusal, GuestError, OSError):
@@ -387,5 +377,5 @@ class Classifier:
             bug = f"placing processes of {one.guest.name} failed: {type(error).__name__}: {error}"
             print(one_line(f"nestrt broker: {bug}; this is a bug of nestrt"), file=sys.stderr)
         finally:
-            one.pace.bucket.take(spent / LOOK)
+            one.pace.bucket.take(timed.spent / LOOK)
         return None

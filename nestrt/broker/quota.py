@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar
 
 from nestrt.broker.audit_line import DIRECTORY
 from nestrt.level.policy import QUOTAS
@@ -11,6 +11,9 @@ from nestrt.record import record, replace
 
 if TYPE_CHECKING:
     from nestrt.host.marks import Mark
+
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 @record
@@ -116,3 +119,18 @@ class Quota:
             "connections": one.connections,
             "message_bytes": one.message_bytes,
         }
+
+
+class Timed(Generic[A, T]):
+    """*action*, and the seconds of a processor's time that it has *spent*."""
+
+    def __init__(self, action: Callable[[A], T]) -> None:
+        self.action = action
+        self.spent = 0.0
+
+    def __call__(self, what: A) -> T:
+        began = time.thread_time()
+        try:
+            return self.action(what)
+        finally:
+            self.spent = time.thread_time() - began

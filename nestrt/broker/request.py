@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Iterator, TypeVar
 
 import trio
 
 from nestrt.broker.peer import Peer
+from nestrt.broker.quota import Timed
 from nestrt.broker.served import Served, Tree
 from nestrt.guest import client
 from nestrt.guest.client import GuestError
@@ -62,20 +62,11 @@ class Request:
 
     async def later(self, action: Callable[[Tree], T], limiter: trio.CapacityLimiter | None = None) -> T:
         """As Served.later(), for what is read; the caller pays for the time that it takes of the processor."""
-        spent = 0.0
-
-        def timed(tree: Tree) -> T:
-            nonlocal spent
-            began = time.thread_time()
-            try:
-                return action(tree)
-            finally:
-                spent = time.thread_time() - began
-
+        timed = Timed(action)
         try:
             return await self.guest.later(timed, limiter or self.guest.readers)
         finally:
-            self.guest.quota.spend(self.peer.root, spent)
+            self.guest.quota.spend(self.peer.root, timed.spent)
 
     async def change(self, action: Callable[[Tree], T], limiter: trio.CapacityLimiter | None = None) -> T:
         """The same, for what changes: unlocked()."""

@@ -256,7 +256,7 @@ def test_a_call_is_paid_for_by_the_time_that_it_takes(guest: Served, monkeypatch
     """What takes long makes its user wait, and not the guest's root; what is short costs nothing more."""
     now, used = [100.0], [0.0]
     monkeypatch.setattr(quota.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr("nestrt.broker.request.time.thread_time", lambda: used[0])
+    monkeypatch.setattr(quota.time, "thread_time", lambda: used[0])
     own = guest.quota = quota.Quota(quota.Options())
 
     def look(seconds: float) -> float:
