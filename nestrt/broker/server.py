@@ -308,6 +308,7 @@ class Broker:
     async def _tidy(self) -> None:
         while True:
             await trio.sleep(TIDY)
+            self.audit.flush()
             now = time.monotonic()
             for guest in list(self.guests.values()):
                 guest.close_idle(now - IDLE)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from nestrt.broker import server, sockets, watch_guest, watch_pressure
 from nestrt.broker.interest import Interest
@@ -283,3 +284,16 @@ def test_a_guest_that_takes_long_to_take_up_keeps_no_other_waiting(
             nursery.cancel_scope.cancel()
 
     trio.run(main)
+
+
+def test_refusals_that_were_counted_are_written_in_time() -> None:
+    """Though nobody asks for anything any more."""
+    flushed: list[float] = []
+    audit = SimpleNamespace(flush=lambda: flushed.append(trio.current_time()))
+
+    async def main() -> None:
+        with trio.move_on_after(10 * server.TIDY + 1):
+            await server.Broker._tidy(SimpleNamespace(audit=audit, guests={}))  # type: ignore[arg-type]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert len(flushed) == 10
