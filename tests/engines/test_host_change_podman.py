@@ -36,8 +36,12 @@ def status(of: int) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("--uidmap", "0:100000:5000", "--gidmap", "0:200000:5000"), ("--privileged",), ("--user", "1000:1000")],
-    ids=["", "userns", "privileged", "user"],
+    [
+        pytest.param((), id=""),
+        pytest.param(("--uidmap", "0:100000:5000", "--gidmap", "0:200000:5000"), id="userns"),
+        pytest.param(("--privileged",), id="privileged", marks=pytest.mark.slow_on_vm),
+        pytest.param(("--user", "1000:1000"), id="user", marks=pytest.mark.slow_on_vm),
+    ],
 )
 def test_a_guest_of_runc(podman: HookedPodman, options: tuple[str, ...]) -> None:
     name = podman.start(*POLICY, *options, "--memory", "64m", "-e", "TOLD=podman", "--", "sleep", "1000")
